@@ -1,0 +1,46 @@
+//! The one vocabulary between the sandbox process and the guest's agent: vsock
+//! ports, the handshake line and the ttrpc service of `agent.proto`.
+
+mod hello;
+pub mod ports;
+
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    missing_debug_implementations,
+    nonstandard_style,
+    unused,
+    reason = "generated code"
+)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    missing_debug_implementations,
+    nonstandard_style,
+    unused,
+    reason = "generated code"
+)]
+pub mod agent_ttrpc {
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+pub use hello::{HELLO_LINE_MAX, Hello, HelloError, PROTOCOL_VERSION};
+
+/// Tag of the virtio-fs device that carries the shared directory.
+pub const SHARED_TAG: &str = "shared";
+
+/// Where the guest mounts the shared directory; `<container id>/rootfs` below it
+/// is a container's root.
+pub const GUEST_SHARED_DIR: &str = "/run/lazaret/shared";
+
+/// I/O port through which the agent powers the guest off.
+pub const POWER_PORT: u16 = 0x604;
+
+/// Byte that, written to [`POWER_PORT`], means an orderly power-off.
+pub const POWER_OFF: u8 = b'S';
