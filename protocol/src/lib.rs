@@ -7,6 +7,7 @@ pub mod ports;
 #[allow(
     clippy::all,
     clippy::pedantic,
+    clippy::unwrap_used,
     clippy::allow_attributes_without_reason,
     missing_debug_implementations,
     nonstandard_style,
@@ -20,6 +21,7 @@ pub mod agent {
 #[allow(
     clippy::all,
     clippy::pedantic,
+    clippy::unwrap_used,
     clippy::allow_attributes_without_reason,
     missing_debug_implementations,
     nonstandard_style,
