@@ -1,6 +1,6 @@
 //! vsock ports of both sides.
 
-/// CID of the host in every guest (`VMADDR_CID_HOST`, linux/vm_sockets.h).
+/// CID of the host in every guest (`VMADDR_CID_HOST`, `linux/vm_sockets.h`).
 pub const HOST_CID: u32 = 2;
 
 /// Guest: the agent's ttrpc service.

@@ -1,0 +1,3 @@
+//! `lazaret-vmm`: receive configuration and descriptors, enter the jail, run.
+
+fn main() {}
