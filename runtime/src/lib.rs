@@ -1,1 +1,3 @@
 //! The sandbox and its fronts.
+
+pub mod config;
