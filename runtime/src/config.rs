@@ -18,9 +18,17 @@ pub enum ConfigError {
     #[error("cannot read the configuration {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("the configuration {} is not valid", path.display())]
-    Parse { path: PathBuf, source: toml::de::Error },
+    Parse {
+        path: PathBuf,
+        source: toml::de::Error,
+    },
     #[error("the configuration {} sets {key} to {value}: {reason}", path.display())]
-    Value { path: PathBuf, key: &'static str, value: String, reason: &'static str },
+    Value {
+        path: PathBuf,
+        key: &'static str,
+        value: String,
+        reason: &'static str,
+    },
 }
 
 /// What an administrator can change for every sandbox of this host.
@@ -65,7 +73,11 @@ impl Default for Config {
 
 impl Default for ImageLimits {
     fn default() -> Self {
-        Self { max_unpacked_mib: 64 * 1024, max_entries: 2_000_000, reserve_mib: 256 }
+        Self {
+            max_unpacked_mib: 64 * 1024,
+            max_entries: 2_000_000,
+            reserve_mib: 256,
+        }
     }
 }
 
@@ -89,20 +101,30 @@ impl Config {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+            Err(source) => Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            }),
         }
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source,
+        })?;
         config.validate(path)?;
         Ok(config)
     }
 
     fn validate(&self, path: &Path) -> Result<(), ConfigError> {
         let refuse = |key, value: String, reason| {
-            Err(ConfigError::Value { path: path.to_owned(), key, value, reason })
+            Err(ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                value,
+                reason,
+            })
         };
         for (key, value) in [
             ("kernel", &self.kernel),
@@ -112,11 +134,19 @@ impl Config {
             ("data_dir", &self.data_dir),
         ] {
             if !value.is_absolute() {
-                return refuse(key, value.display().to_string(), "the path must be absolute");
+                return refuse(
+                    key,
+                    value.display().to_string(),
+                    "the path must be absolute",
+                );
             }
         }
         if self.memory_mib < 64 {
-            return refuse("memory_mib", self.memory_mib.to_string(), "at least 64 are needed");
+            return refuse(
+                "memory_mib",
+                self.memory_mib.to_string(),
+                "at least 64 are needed",
+            );
         }
         if !(1..=32).contains(&self.vcpus) {
             return refuse("vcpus", self.vcpus.to_string(), "from 1 to 32 are possible");
@@ -172,14 +202,23 @@ mod tests {
         let config = parse("memory_mib = 256\n[image]\nmax_entries = 7\n").unwrap();
         assert_eq!(config.memory_mib, 256);
         assert_eq!(config.image.max_entries, 7);
-        assert_eq!(config.image.max_unpacked_mib, ImageLimits::default().max_unpacked_mib);
+        assert_eq!(
+            config.image.max_unpacked_mib,
+            ImageLimits::default().max_unpacked_mib
+        );
         assert_eq!(config.vcpus, 1);
     }
 
     #[test]
     fn unknown_keys_are_refused() {
-        assert!(matches!(parse("memory = 1"), Err(ConfigError::Parse { .. })));
-        assert!(matches!(parse("[image]\nmax = 1"), Err(ConfigError::Parse { .. })));
+        assert!(matches!(
+            parse("memory = 1"),
+            Err(ConfigError::Parse { .. })
+        ));
+        assert!(matches!(
+            parse("[image]\nmax = 1"),
+            Err(ConfigError::Parse { .. })
+        ));
     }
 
     #[test]
@@ -205,7 +244,10 @@ mod tests {
             (Some("/src/target/debug/lazaret"), "/usr"),
             (None, "/usr"),
         ] {
-            assert_eq!(installed_prefix(executable.map(Path::new)), Path::new(prefix));
+            assert_eq!(
+                installed_prefix(executable.map(Path::new)),
+                Path::new(prefix)
+            );
         }
     }
 }

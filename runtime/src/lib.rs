@@ -1,3 +1,5 @@
 //! The sandbox and its fronts.
 
 pub mod config;
+pub mod image;
+pub mod storage;
