@@ -1,0 +1,32 @@
+//! What tests run inside containers, where an image may hold nothing but itself: file-system
+//! checks, many files, a stream of bytes that can be told from any other. Linked statically.
+
+mod files;
+mod posix;
+mod stream;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+const USAGE: &str = "probe posix DIR | locked FILE | files-make DIR N | files-check DIR N \
+    | stream BYTES | memory MIB";
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["posix", directory] => posix::check(Path::new(directory)),
+        ["locked", file] => posix::locked(Path::new(file)),
+        ["files-make", directory, count] => files::make(Path::new(directory), number(count)?),
+        ["files-check", directory, count] => files::check(Path::new(directory), number(count)?),
+        ["stream", bytes] => stream::write(number(bytes)?),
+        ["memory", mib] => stream::touch_memory(number(mib)?),
+        _ => bail!("usage: {USAGE}"),
+    }
+}
+
+fn number(text: &str) -> anyhow::Result<u64> {
+    text.parse()
+        .with_context(|| format!("{text:?} is no number"))
+}

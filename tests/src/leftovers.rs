@@ -1,0 +1,44 @@
+//! What lazaret has on the machine: processes, mounts, cgroups, files. Two snapshots tell what a
+//! test left behind.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lazaret::Lazaret;
+
+/// How long things may take to go that nobody waited for (`run -d --rm`).
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// One line a thing. Processes count by their program; images count as files of the store.
+const LIST: &str = r#"
+ps -eo pid=,args= | awk '{ sub(".*/", "", $2) }
+    $2 ~ /^\[?(lazaret|lazaret-vmm|containerd-shim-laz.*)\]?$/ { print "process", $0 }'
+awk '$2 ~ /lazaret/ && $2 !~ /lazaret-e2e/ && $3 != "9p" { print "mount", $2, $3 }' /proc/mounts
+find /sys/fs/cgroup/lazaret -mindepth 1 -type d 2>/dev/null | sed 's/^/cgroup /'
+find /run/lazaret /var/lib/lazaret /tmp /var/tmp /dev/shm -mindepth 1 -maxdepth 3 2>/dev/null |
+    grep lazaret | grep -v /tmp/lazaret-e2e | sed 's/^/file /'
+"#;
+
+/// A snapshot.
+#[derive(Debug)]
+pub(crate) struct Leftovers(BTreeSet<String>);
+
+impl Leftovers {
+    pub(crate) fn now(lazaret: &Lazaret) -> Self {
+        Self(lazaret.sh(LIST).lines().map(str::to_owned).collect())
+    }
+
+    /// What is there and was not at the time of this snapshot, once nothing goes any more.
+    pub(crate) fn since(&self, lazaret: &Lazaret) -> Vec<String> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let now = Self::now(lazaret);
+            let left: Vec<_> = now.0.difference(&self.0).cloned().collect();
+            if left.is_empty() || Instant::now() > deadline {
+                return left;
+            }
+            thread::sleep(Duration::from_millis(300));
+        }
+    }
+}

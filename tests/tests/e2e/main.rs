@@ -1,0 +1,17 @@
+//! End to end: what a person does with `lazaret`, on a machine with KVM or in the lab.
+//! One binary, for tests take turns across all subjects.
+
+mod archive;
+mod bad_input;
+mod cli;
+mod exec;
+mod exit_codes;
+mod failures;
+mod images;
+mod isolation;
+mod lifecycle;
+mod limits;
+mod logs;
+mod stdio;
+mod terminal;
+mod volumes;

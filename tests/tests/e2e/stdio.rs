@@ -1,0 +1,105 @@
+//! Standard streams: fed, captured, told apart, whole.
+
+use lazaret_tests::start;
+
+#[test]
+fn output_goes_to_its_own_stream() {
+    let lazaret = start!("streams");
+    lazaret
+        .run([
+            "--rm",
+            "busybox",
+            "sh",
+            "-c",
+            "echo out; echo err >&2; printf 'no newline'",
+        ])
+        .status(0)
+        .stdout("out\nno newline")
+        .stderr("err\n");
+}
+
+#[test]
+fn stdin_reaches_the_command_and_ends() {
+    let lazaret = start!("stdin");
+    lazaret
+        .run_cmd(["-i", "--rm", "busybox", "cat"])
+        .stdin("hi\n")
+        .output()
+        .success()
+        .stdout("hi\n");
+}
+
+#[test]
+fn without_i_stdin_is_empty() {
+    let lazaret = start!("no-stdin");
+    lazaret
+        .run_cmd(["--rm", "busybox", "cat"])
+        .stdin("hi\n")
+        .output()
+        .success()
+        .stdout("");
+}
+
+#[test]
+fn conversation_goes_line_by_line() {
+    let lazaret = start!("conversation");
+    let script = "while read line; do echo \"got $line\"; done; echo end";
+    let mut run = lazaret
+        .run_cmd(["-i", "--rm", "busybox", "sh", "-c", script])
+        .spawn();
+    for word in ["one", "two"] {
+        run.write(&format!("{word}\n"));
+        assert_eq!(run.line(), format!("got {word}"));
+    }
+    run.close_stdin();
+    assert_eq!(run.line(), "end");
+    run.wait().success();
+}
+
+#[test]
+fn hundred_megabytes_arrive_whole() {
+    let lazaret = start!("hundred-megabytes");
+    let probe = lazaret.probe();
+    let name = lazaret.container("a");
+    let sums = lazaret
+        .sh_cmd(&format!(
+            "set -o pipefail
+            {probe} stream 100000000 | sha256sum
+            lazaret run --rm --name {name} -v {probe}:/probe:ro busybox /probe stream 100000000 | sha256sum"
+        ))
+        .deadline(240)
+        .output();
+    sums.success();
+    let lines = sums.lines();
+    assert_eq!(
+        lines[0], lines[1],
+        "checksums of 100 MB, direct and through the container"
+    );
+}
+
+#[test]
+fn ten_megabytes_go_in_and_come_back() {
+    let lazaret = start!("ten-megabytes");
+    let probe = lazaret.probe();
+    let name = lazaret.container("a");
+    let sums = lazaret.sh(&format!(
+        "set -o pipefail
+        {probe} stream 10000000 | sha256sum
+        {probe} stream 10000000 | lazaret run --rm -i --name {name} busybox cat | sha256sum"
+    ));
+    let lines: Vec<_> = sums.lines().collect();
+    assert_eq!(
+        lines[0], lines[1],
+        "checksums of 10 MB, direct and through the container"
+    );
+}
+
+#[test]
+fn reader_that_goes_away_ends_the_writer() {
+    let lazaret = start!("reader-gone");
+    let name = lazaret.container("a");
+    let first = lazaret.sh(&format!(
+        "lazaret run --rm --name {name} busybox yes | head -n 1"
+    ));
+    assert_eq!(first, "y\n");
+}
