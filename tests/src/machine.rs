@@ -85,6 +85,28 @@ impl Machine {
         command
     }
 
+    /// Runs a shell script on the machine and gives what it writes; its errors pass through.
+    pub fn shell(&self, script: &str) -> anyhow::Result<String> {
+        let mut command = self.command(&["bash", "-c", script], Streams::NoStdin);
+        let output = command.stderr(Stdio::inherit()).output()?;
+        anyhow::ensure!(output.status.success(), "{}: {script}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Whether the machine's clock counts instructions instead of time.
+    pub fn counts_instructions(&self) -> bool {
+        let Self::Lab(script) = self else {
+            return false;
+        };
+        let name = std::env::var("LAZARET_LAB").unwrap_or_else(|_| "default".to_owned());
+        let status = Command::new(script).arg("status").output();
+        status.is_ok_and(|output| {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.lines()
+                .any(|line| line.starts_with(&format!("{name} up, icount yes")))
+        })
+    }
+
     /// Copies a file of this machine into a directory of the tests' machine.
     pub(crate) fn put(&self, file: &Path, directory: &str) {
         let mut command = match self {

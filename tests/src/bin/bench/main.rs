@@ -1,0 +1,65 @@
+//! Measures what lazaret costs, beside runc, crun and gVisor on the same root file system in the
+//! same run: time to a ready agent, time of `run … true`, host memory of an idle sandbox, VM exits.
+//! Prints a table and writes `target/bench/latest.json`.
+
+mod figure;
+mod peers;
+mod sandbox;
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use figure::{Figure, median};
+use lazaret_tests::Machine;
+
+/// Measured runs of each command; figures are their median.
+const RUNS: usize = 7;
+
+/// Runs before those: caches are to be warm.
+const WARM_UP: usize = 2;
+
+fn main() -> anyhow::Result<()> {
+    let machine = Machine::find().map_err(|reason| anyhow!(reason))?;
+    let unit = match (machine, machine.counts_instructions()) {
+        (_, true) => "lab ms",
+        (Machine::Host, false) => "ms",
+        (Machine::Lab(_), false) => "emulated ms",
+    };
+    let mut figures = sandbox::measure(machine, unit)?;
+    figures.extend(peers::measure(machine, unit)?);
+
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{}", figure::table(&figures))?;
+    if unit == "lab ms" {
+        writeln!(
+            stdout,
+            "lab ms: a million instructions of the emulated processor, host and guest together"
+        )?;
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/latest.json");
+    write_json(&file, &figures).with_context(|| file.display().to_string())
+}
+
+fn write_json(file: &Path, figures: &[Figure]) -> anyhow::Result<()> {
+    let directory = file.parent().context("it is in a directory")?;
+    std::fs::create_dir_all(directory)?;
+    let array: Vec<_> = figures.iter().map(Figure::to_json).collect();
+    std::fs::write(file, serde_json::to_string_pretty(&array)? + "\n")?;
+    Ok(())
+}
+
+/// Runs a command again and again; the median of its times, in milliseconds.
+fn time(machine: &Machine, command: &str) -> anyhow::Result<f64> {
+    let times = machine.shell(&format!(
+        r"for run in $(seq {}); do
+            begin=$EPOCHREALTIME
+            {command} >/dev/null || exit
+            end=$EPOCHREALTIME
+            echo $((${{end/./}} - ${{begin/./}}))
+        done",
+        WARM_UP + RUNS
+    ))?;
+    let microseconds = times.lines().skip(WARM_UP).map(str::parse);
+    Ok(median(microseconds.collect::<Result<_, _>>()?)? / 1000.0)
+}
