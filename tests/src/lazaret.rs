@@ -175,6 +175,11 @@ impl Lazaret {
         format!("{directory}/probe")
     }
 
+    /// The same program's bytes.
+    pub fn probe_bytes(&self) -> Vec<u8> {
+        std::fs::read(probe::program()).expect("the program that was built can be read")
+    }
+
     /// What is to be known about a failure, on standard error with the test's name.
     fn report(&self) {
         let report = self.sh_cmd(REPORT).output().text();

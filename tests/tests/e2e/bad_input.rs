@@ -5,7 +5,7 @@ use lazaret_tests::start;
 use serde_json::json;
 use tar::EntryType;
 
-use crate::archive::{directory, docker_archive, file, layer, link};
+use crate::archive::{Compression, directory, docker_archive, file, layer, link, oci_archive};
 
 #[test]
 fn unknown_image_is_125() {
@@ -149,6 +149,28 @@ fn broken_archives_are_refused() {
         .lazaret(["load", "-i", "/no/such/file"])
         .status(1)
         .stderr_contains("/no/such/file");
+}
+
+#[test]
+fn layer_that_unpacks_to_too_much_is_refused() {
+    let lazaret = start!("layer-bomb");
+    let config = lazaret.file("config.toml", "[image]\nmax_unpacked_mib = 16\n");
+    let bomb = layer(&[file("zeros", 0o644, &vec![0; 64 << 20])]);
+    let archive = oci_archive("e2e-bomb", &json!({}), &[bomb], Compression::Gzip);
+    let path = lazaret.file("bomb.tar", archive);
+    let disk = "df --output=used -k /var/lib/lazaret | tail -n 1";
+    let before: i64 = lazaret.sh(disk).trim().parse().expect("a size");
+    lazaret
+        .sh_cmd(&format!("LAZARET_CONFIG={config} lazaret load -i {path}"))
+        .output()
+        .status(1)
+        .stderr_contains("image.max_unpacked_mib");
+    let after: i64 = lazaret.sh(disk).trim().parse().expect("a size");
+    assert!(
+        after - before < 1024,
+        "{} KiB are left on the disk",
+        after - before
+    );
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The death of any one process ends in a stopped container with a reason, and leaves nothing
 //! running or mounted.
 
-use lazaret_tests::{Lazaret, start};
+use lazaret_tests::{Lazaret, Outcome, start};
+
+use crate::initramfs::initramfs;
 
 /// Asserts that the container is stopped, and gives its exit code and reason.
 fn ended(lazaret: &Lazaret, name: &str) -> (i64, String) {
@@ -104,52 +106,95 @@ fn killed_client_leaves_the_container_manageable() {
     lazaret.lazaret(["rm", "-f", &name]).success();
 }
 
-/// Runs a container with a configuration in which one file is replaced.
-fn run_with(lazaret: &Lazaret, key: &str, file: &str) -> lazaret_tests::Outcome {
-    let name = lazaret.container(key);
-    lazaret.sh(&format!(
-        "mkdir -p /etc/lazaret; ! [ -e /etc/lazaret/config.toml ] || exit 1
-        echo '{key} = \"{file}\"' >/etc/lazaret/config.toml"
-    ));
-    let outcome = lazaret.run(["--rm", "--name", &name, "busybox", "true"]);
-    lazaret.sh("rm -r /etc/lazaret");
-    outcome
+/// Runs a container under this configuration file.
+fn run_with(lazaret: &Lazaret, config: &str) -> Outcome {
+    let name = lazaret.container("a");
+    let path = lazaret.file("config.toml", config);
+    lazaret
+        .sh_cmd(&format!(
+            "LAZARET_CONFIG={path} lazaret run --rm --name {name} busybox true"
+        ))
+        .output()
 }
 
 #[test]
 fn corrupt_kernel_is_refused() {
     let lazaret = start!("corrupt-kernel");
     let text = lazaret.file("text", "this is no kernel\n".repeat(100));
-    run_with(&lazaret, "kernel", &text)
-        .status(125)
-        .stderr_contains("kernel");
-    run_with(&lazaret, "kernel", "/no/such/kernel")
+    let with_kernel = |path: &str| run_with(&lazaret, &format!("kernel = \"{path}\""));
+    with_kernel(&text).status(125).stderr_contains("kernel");
+    with_kernel("/no/such/kernel")
         .status(125)
         .stderr_contains("/no/such/kernel");
-    // Valid headers around nothing that runs: it crashes, or is given up, but always ends.
+    // Good headers, and nothing, or nothing that runs, behind them.
     let scratch = lazaret.scratch();
     lazaret.sh(&format!(
         "head -c 300000 /usr/share/lazaret/vmlinux >{scratch}/short
         cp /usr/share/lazaret/vmlinux {scratch}/overwritten
-        dd if=/dev/zero of={scratch}/overwritten bs=64k seek=4 count=100 conv=notrunc status=none"
+        dd if=/dev/zero of={scratch}/overwritten bs=64k seek=32 count=100 conv=notrunc status=none"
     ));
-    run_with(&lazaret, "kernel", &format!("{scratch}/short")).status(125);
-    run_with(&lazaret, "kernel", &format!("{scratch}/overwritten")).status(125);
+    with_kernel(&format!("{scratch}/short")).status(125);
+    with_kernel(&format!("{scratch}/overwritten")).status(125);
+}
+
+/// Runs a container in a guest whose agent is the test's own program.
+fn run_with_agent(lazaret: &Lazaret, behaviour: &str) -> Outcome {
+    let agent = initramfs(&lazaret.probe_bytes(), behaviour);
+    let path = lazaret.file("initramfs", agent);
+    run_with(
+        lazaret,
+        &format!("initramfs = \"{path}\"\nboot_timeout_s = 8\n"),
+    )
 }
 
 #[test]
-fn initramfs_without_an_agent_ends_with_the_kernels_panic() {
-    let lazaret = start!("corrupt-initramfs");
-    let empty = lazaret.file("initramfs", vec![0; 512]);
-    let outcome = run_with(&lazaret, "initramfs", &empty);
+fn guest_without_an_agent_ends_with_its_kernels_panic() {
+    let lazaret = start!("no-agent");
+    let path = lazaret.file("initramfs", vec![0; 512]);
+    let outcome = run_with(&lazaret, &format!("initramfs = \"{path}\""));
+    outcome
+        .status(125)
+        .stderr_contains("the guest kernel panicked");
+}
+
+#[test]
+fn agent_that_dies_ends_with_its_kernels_panic() {
+    let lazaret = start!("agent-dies");
+    run_with_agent(&lazaret, "die")
+        .status(125)
+        .stderr_contains("the guest kernel panicked");
+}
+
+#[test]
+fn agent_that_says_nothing_is_given_up() {
+    let lazaret = start!("agent-hangs");
+    let outcome = run_with_agent(&lazaret, "hang");
+    outcome.status(125).stderr_contains("8 s");
+}
+
+#[test]
+fn agent_that_floods_the_console_is_given_up_and_fills_nothing() {
+    let lazaret = start!("agent-floods");
+    let sizes = "while sleep 0.2; do du -sk /run/lazaret | cut -f 1; done";
+    let watch = lazaret.sh_cmd(sizes).spawn();
+    let outcome = run_with_agent(&lazaret, "flood");
     outcome.status(125);
-    assert!(outcome.errors().contains("panic"), "{outcome}");
+    watch.signal("TERM");
+    let sizes = watch.wait().lines();
+    let largest = sizes
+        .iter()
+        .filter_map(|line| line.parse::<u32>().ok())
+        .max();
+    assert!(
+        largest.is_some_and(|kib| kib < 4096),
+        "its log took {largest:?} KiB of /run"
+    );
 }
 
 #[test]
 fn unknown_key_in_the_configuration_is_named() {
     let lazaret = start!("config-key");
-    run_with(&lazaret, "kernell", "/x")
+    run_with(&lazaret, "kernell = \"/x\"")
         .status(125)
         .stderr_contains("kernell");
 }

@@ -8,6 +8,7 @@ mod exec;
 mod exit_codes;
 mod failures;
 mod images;
+mod initramfs;
 mod isolation;
 mod lifecycle;
 mod limits;
