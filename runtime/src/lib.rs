@@ -1,5 +1,13 @@
 //! The sandbox and its fronts.
 
+pub mod agent;
+pub mod cli;
 pub mod config;
+pub mod container;
 pub mod image;
+pub mod process;
+pub mod sandbox;
+pub mod shim;
+pub mod stdio;
 pub mod storage;
+pub mod vm;

@@ -2,3 +2,8 @@
 //! file systems, their volumes.
 
 pub mod atomic;
+pub mod container;
+pub mod containers;
+pub mod names;
+pub mod rootfs;
+pub mod volume;
