@@ -1,0 +1,216 @@
+//! The cgroup (version 2) of a container: a directory under `lazaret/` in the guest's
+//! hierarchy. `linux.cgroupsPath` names the sandbox's place on the host and has no
+//! meaning in the guest.
+//!
+//! The container may make cgroups of its own below; all operations cover them.
+
+mod devices;
+mod limits;
+mod stats;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use tokio::io::Interest;
+
+pub(crate) use stats::Stats;
+
+use crate::failure::{Code, Failure, OrFail, Result};
+use crate::watched::watch;
+
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the cgroup with its limits; leaves nothing behind when one is refused.
+    pub(crate) fn create(path: PathBuf, resources: Option<&LinuxResources>) -> Result<Self> {
+        let settings = resources.map(limits::settings).transpose()?;
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        let rules = devices::rules(rules.unwrap_or_default())?;
+        let doing = || format!("make cgroup {}", path.display());
+        fs::create_dir(&path).or_fail(doing)?;
+        let cgroup = open_directory(&path).or_fail(doing).map(|directory| Self {
+            path: path.clone(),
+            directory,
+        });
+        let made = cgroup.and_then(|cgroup| {
+            for setting in settings.iter().flatten() {
+                cgroup.apply(setting)?;
+            }
+            devices::enforce(cgroup.as_fd(), &rules).or_fail(|| "enforce the device rules")?;
+            Ok(cgroup)
+        });
+        if made.is_err() {
+            // Its own error is worth less than the one being returned.
+            let _ = fs::remove_dir(&path);
+        }
+        made
+    }
+
+    fn apply(&self, setting: &limits::Setting) -> Result<()> {
+        match fs::write(self.path.join(&setting.file), &setting.value) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if setting.met_when_absent {
+                    return Ok(());
+                }
+                Err(Failure::unsupported(format!(
+                    "{} (the guest kernel has no {})",
+                    setting.name, setting.file
+                )))
+            }
+            // The kernel's word on a value it does not like.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                Err(Failure::invalid(format!(
+                    "{}: {} takes no {:?}",
+                    setting.name, setting.file, setting.value
+                )))
+            }
+            other => other.or_fail(|| format!("set {} to {}", setting.name, setting.value)),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats::read(&self.path)
+    }
+
+    /// Whether the kernel's OOM killer has struck in it.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        stats::oom_kills(&self.path)
+    }
+
+    /// Every process in it, those in cgroups below it included.
+    pub(crate) fn processes(&self) -> Result<BTreeSet<u32>> {
+        let mut processes = BTreeSet::new();
+        collect_processes(&self.path, &mut processes)
+            .or_fail(|| format!("list the processes of {}", self.path.display()))?;
+        Ok(processes)
+    }
+
+    pub(crate) fn kill(&self) -> Result<()> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Stops or continues every process, and answers when that has happened.
+    pub(crate) async fn freeze(&self, frozen: bool) -> Result<()> {
+        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
+        self.wait_for("frozen", frozen).await
+    }
+
+    /// Ends every process and removes the cgroup with those below it.
+    pub(crate) async fn remove(&self) -> Result<()> {
+        self.kill()?;
+        self.wait_for("populated", false).await?;
+        remove_tree(&self.path).or_fail(|| format!("remove cgroup {}", self.path.display()))
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        fs::write(self.path.join(file), value)
+            .or_fail(|| format!("write {value} to {file} of {}", self.path.display()))
+    }
+
+    /// Waits until a key of cgroup.events has that value; the kernel tells of changes
+    /// through poll's priority event.
+    async fn wait_for(&self, key: &str, value: bool) -> Result<()> {
+        let doing = || format!("watch cgroup.events of {}", self.path.display());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let events =
+            openat(&self.directory, "cgroup.events", flags, Mode::empty()).or_fail(doing)?;
+        let events = watch(events, Interest::PRIORITY).or_fail(doing)?;
+        loop {
+            let mut buffer = [0_u8; 256];
+            let length = rustix::io::pread(events.get_ref(), &mut buffer, 0).or_fail(doing)?;
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            if stats::key(&text, key) == Some(u64::from(value)) {
+                return Ok(());
+            }
+            let mut guard = events.ready(Interest::PRIORITY).await.or_fail(doing)?;
+            guard.clear_ready();
+        }
+    }
+}
+
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// Lets children of the directory use every controller that it has itself.
+pub(crate) fn enable_controllers(directory: &Path) -> Result<()> {
+    let doing = || format!("enable the controllers of {}", directory.display());
+    let controllers = fs::read_to_string(directory.join("cgroup.controllers")).or_fail(doing)?;
+    let enable: String = controllers
+        .split_whitespace()
+        .flat_map(|name| ["+", name, " "])
+        .collect();
+    if enable.is_empty() {
+        return Ok(());
+    }
+    fs::write(directory.join("cgroup.subtree_control"), enable).or_fail(doing)
+}
+
+/// Makes the directory that holds the containers' cgroups.
+pub(crate) fn make_parent(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        other => other.or_fail(|| format!("make cgroup {}", path.display()))?,
+    }
+    enable_controllers(path)
+}
+
+/// The cgroup that a process is in, as a directory: for an exec into a container that
+/// has turned its own cgroup into an inner node.
+pub(crate) fn of_process(mount: &Path, pid: u32) -> Result<OwnedFd> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .or_fail(|| format!("find the cgroup of process {pid}"))?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .ok_or_else(|| {
+            Failure::new(
+                Code::FailedPrecondition,
+                format!("process {pid} is in no version 2 cgroup"),
+            )
+        })?;
+    open_directory(&mount.join(path)).or_fail(|| format!("open cgroup {path}"))
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty())
+}
+
+fn children(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut directories = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            directories.push(entry.path());
+        }
+    }
+    Ok(directories)
+}
+
+fn collect_processes(path: &Path, processes: &mut BTreeSet<u32>) -> io::Result<()> {
+    let text = fs::read_to_string(path.join("cgroup.procs"))?;
+    processes.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    for child in children(path)? {
+        collect_processes(&child, processes)?;
+    }
+    Ok(())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for child in children(path)? {
+        remove_tree(&child)?;
+    }
+    fs::remove_dir(path)
+}

@@ -1,0 +1,384 @@
+//! Containers: an OCI spec turned into running processes.
+//!
+//! This is the agent's own code. `libcontainer` would do the same job for a command
+//! that makes one container and ends; here its assumptions cost more than they save:
+//! it forks from what must be a single-threaded process and leaves intermediate
+//! processes to reap, it brings cgroup managers (version 1, systemd) that no guest
+//! has, and all of it would be part of every microVM's memory.
+//!
+//! A container is made by a stage: this program again, started by clone3 in its cgroup
+//! and PID namespace (`spawn`), which builds the container around itself (`stage`) and
+//! talks to the agent over a socket (`sync`) until it executes the user's program.
+
+mod credentials;
+mod device;
+mod exec;
+mod mount;
+mod mount_options;
+mod namespaces;
+mod passwd;
+mod path;
+mod process;
+mod rootfs;
+mod spawn;
+mod spec;
+mod stage;
+mod sync;
+mod terminal;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process as ProcessSpec, Spec};
+use parking_lot::Mutex;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::Signal;
+
+pub(crate) use mount::{Reach, attach, clone_tree, new_file_system, set_attributes};
+pub(crate) use mount_options::Attributes;
+pub(crate) use process::Process;
+pub use stage::{is_stage, run as run_stage};
+
+use self::process::Launch;
+use self::spawn::PidNamespace;
+use crate::cgroup::{self, Cgroup, Stats};
+use crate::failure::{Code, Failure, OrFail, Result};
+use crate::reaper::Reaper;
+use crate::stdio::Connections;
+
+/// Longest identifier; it names a directory.
+const ID_MAX: usize = 255;
+
+/// A name that is safe as a directory's: letters, digits, `_`, `.`, `-`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ContainerId(String);
+
+impl ContainerId {
+    pub(crate) fn new(id: &str) -> Result<Self> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if id.is_empty() || id.len() > ID_MAX || id.starts_with('.') || !id.bytes().all(allowed) {
+            return Err(Failure::invalid(format!("{id:?} is no container id")));
+        }
+        Ok(Self(id.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What containers are made with.
+#[derive(Debug)]
+pub(crate) struct Workshop {
+    /// The agent's program, to be run as a stage.
+    pub(crate) program: OwnedFd,
+    pub(crate) reaper: Reaper,
+    /// Where the version 2 hierarchy is mounted.
+    pub(crate) cgroup_mount: std::path::PathBuf,
+}
+
+/// Parent of all containers' cgroups, below the mount of the hierarchy.
+pub(crate) const CGROUP_PARENT: &str = "lazaret";
+
+#[derive(Debug)]
+pub(crate) struct Container {
+    id: ContainerId,
+    workshop: Arc<Workshop>,
+    cgroup: Arc<Cgroup>,
+    first: Arc<Process>,
+    oom_score_adj: Option<i32>,
+    /// A process under creation has its name here already.
+    further: Mutex<HashMap<String, Option<Arc<Process>>>>,
+}
+
+/// Reads a spec and refuses what cannot be honoured.
+pub(crate) fn parse_spec(json: &[u8]) -> Result<Spec> {
+    let spec = serde_json::from_slice(json)
+        .map_err(|error| Failure::invalid(format!("container spec: {error}")))?;
+    spec::check(&spec)?;
+    Ok(spec)
+}
+
+impl Container {
+    pub(crate) async fn create(
+        workshop: Arc<Workshop>,
+        id: ContainerId,
+        spec: &Spec,
+        spec_json: &[u8],
+        connections: Connections,
+    ) -> Result<Self> {
+        let (Some(process), Some(linux)) = (spec.process(), spec.linux()) else {
+            return Err(Failure::invalid("the spec has no process or no linux part"));
+        };
+        let parent = workshop.cgroup_mount.join(CGROUP_PARENT);
+        let cgroup = Cgroup::create(parent.join(id.as_str()), linux.resources().as_ref())?;
+        let cgroup = Arc::new(cgroup);
+        let joined = pid_namespace_to_join(linux)?;
+        let own = owns_pid_namespace(linux);
+        let launch = Launch {
+            program: workshop.program.as_fd(),
+            reaper: &workshop.reaper,
+            mode: stage::CREATE,
+            input: spec_json,
+            terminal: process.terminal() == Some(true),
+            connections,
+            cgroup: Arc::clone(&cgroup),
+            start_in: cgroup.as_ref().as_fd(),
+            pid_namespace: match &joined {
+                Some(namespace) => PidNamespace::Join(namespace.as_fd()),
+                None if own => PidNamespace::New,
+                None => PidNamespace::Guest,
+            },
+            container: None,
+            kill_cgroup_at_exit: !own,
+        };
+        match launch.created().await {
+            Ok(first) => Ok(Self {
+                id,
+                cgroup,
+                first: Arc::new(first),
+                oom_score_adj: process.oom_score_adj(),
+                further: Mutex::default(),
+                workshop,
+            }),
+            Err(failure) => {
+                if let Err(left) = cgroup.remove().await {
+                    tracing::warn!(container = %id, failure = %left, "cgroup left behind");
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    pub(crate) async fn create_process(
+        &self,
+        exec_id: &str,
+        process_json: &[u8],
+        connections: Connections,
+    ) -> Result<Arc<Process>> {
+        if !self.first.is_running() {
+            return Err(self.not_running());
+        }
+        let mut process: ProcessSpec = serde_json::from_slice(process_json)
+            .map_err(|error| Failure::invalid(format!("process spec: {error}")))?;
+        spec::check_process(&process)?;
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(self.oom_score_adj);
+        }
+        let input = serde_json::to_vec(&process)
+            .map_err(|error| Failure::internal(format!("encode a process spec: {error}")))?;
+        let reserved = Reserved::new(&self.further, exec_id)
+            .ok_or_else(|| exists(format!("process {exec_id} of container {}", self.id)))?;
+        let terminal = process.terminal() == Some(true);
+        let process = self.launch_further(&input, terminal, connections).await?;
+        let process = Arc::new(process);
+        reserved.fill(Arc::clone(&process));
+        Ok(process)
+    }
+
+    async fn launch_further(
+        &self,
+        input: &[u8],
+        terminal: bool,
+        connections: Connections,
+    ) -> Result<Process> {
+        let pid = self.first.pid();
+        let path = format!("/proc/{pid}/ns/pid");
+        let namespace = open_read(Path::new(&path)).or_fail(|| format!("open {path}"))?;
+        // Processes join the first one where it is now: a container that manages
+        // cgroups of its own may have left the top, which then takes no processes.
+        let start_in = cgroup::of_process(&self.workshop.cgroup_mount, pid)?;
+        let launch = Launch {
+            program: self.workshop.program.as_fd(),
+            reaper: &self.workshop.reaper,
+            mode: stage::EXEC,
+            input,
+            terminal,
+            connections,
+            cgroup: Arc::clone(&self.cgroup),
+            start_in: start_in.as_fd(),
+            pid_namespace: PidNamespace::Join(namespace.as_fd()),
+            container: Some(self.first.pidfd()),
+            kill_cgroup_at_exit: false,
+        };
+        launch.created().await
+    }
+
+    /// The container's own process when the id is empty.
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.first));
+        }
+        let further = self.further.lock();
+        let process = further.get(exec_id).and_then(Option::as_ref);
+        process.map(Arc::clone).ok_or_else(|| {
+            let message = format!("no process {exec_id} in container {}", self.id);
+            Failure::new(Code::NotFound, message)
+        })
+    }
+
+    pub(crate) fn signal_all(&self, signal: Signal) -> Result<()> {
+        if signal == Signal::KILL {
+            return self.cgroup.kill();
+        }
+        for pid in self.cgroup.processes()? {
+            let pid = i32::try_from(pid)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                // Gone since the list was read: what the signal is for has happened.
+                let _ = rustix::process::kill_process(pid, signal);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn pause(&self) -> Result<()> {
+        if !self.first.is_running() {
+            return Err(self.not_running());
+        }
+        self.cgroup.freeze(true).await
+    }
+
+    pub(crate) async fn resume(&self) -> Result<()> {
+        self.cgroup.freeze(false).await
+    }
+
+    /// Process ids with the exec id of each, empty where there is none.
+    pub(crate) fn processes(&self) -> Result<Vec<(u32, String)>> {
+        let further = self.further.lock();
+        let name = |pid: u32| {
+            let known = further.iter().find_map(|(name, process)| {
+                let process = process.as_ref()?;
+                (process.pid() == pid).then(|| name.clone())
+            });
+            known.unwrap_or_default()
+        };
+        let pids = self.cgroup.processes()?;
+        Ok(pids.into_iter().map(|pid| (pid, name(pid))).collect())
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.cgroup.stats()
+    }
+
+    /// Forgets an ended process.
+    pub(crate) fn forget(&self, exec_id: &str) -> Result<()> {
+        let process = self.process(exec_id)?;
+        if !process.has_ended() {
+            let message = format!("process {exec_id} of container {} has not ended", self.id);
+            return Err(Failure::new(Code::FailedPrecondition, message));
+        }
+        process.abandon_stdio();
+        self.further.lock().remove(exec_id);
+        Ok(())
+    }
+
+    /// Kills what is left and removes the cgroup; the mounts end with the processes.
+    pub(crate) async fn delete(&self) -> Result<()> {
+        self.cgroup.remove().await?;
+        self.first.abandon_stdio();
+        for process in self.further.lock().values().flatten() {
+            process.abandon_stdio();
+        }
+        Ok(())
+    }
+
+    fn not_running(&self) -> Failure {
+        Failure::new(
+            Code::FailedPrecondition,
+            format!("container {} is not running", self.id),
+        )
+    }
+}
+
+/// A name kept while what it names is being made; given up unless filled.
+pub(crate) struct Reserved<'a, T> {
+    map: &'a Mutex<HashMap<String, Option<T>>>,
+    name: String,
+}
+
+impl<'a, T> Reserved<'a, T> {
+    /// None: the name is in use.
+    pub(crate) fn new(map: &'a Mutex<HashMap<String, Option<T>>>, name: &str) -> Option<Self> {
+        let mut entries = map.lock();
+        if name.is_empty() || entries.contains_key(name) {
+            return None;
+        }
+        entries.insert(name.to_owned(), None);
+        let name = name.to_owned();
+        Some(Self { map, name })
+    }
+
+    pub(crate) fn fill(self, value: T) {
+        self.map.lock().insert(self.name.clone(), Some(value));
+    }
+}
+
+impl<T> Drop for Reserved<'_, T> {
+    fn drop(&mut self) {
+        let mut entries = self.map.lock();
+        if entries.get(&self.name).is_some_and(Option::is_none) {
+            entries.remove(&self.name);
+        }
+    }
+}
+
+pub(crate) fn exists(what: impl fmt::Display) -> Failure {
+    Failure::new(Code::AlreadyExists, format!("{what} exists already"))
+}
+
+fn owns_pid_namespace(linux: &Linux) -> bool {
+    linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+}
+
+fn pid_namespace_to_join(linux: &Linux) -> Result<Option<OwnedFd>> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let path = namespaces
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Pid)
+        .and_then(|namespace| namespace.path().as_ref());
+    path.map(|path| {
+        open_read(path).or_fail(|| format!("open the PID namespace {}", path.display()))
+    })
+    .transpose()
+}
+
+fn open_read(path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_could_leave_their_directory_are_refused() {
+        for id in ["", ".", "..", "a/b", "a\0b", ".hidden"] {
+            ContainerId::new(id).expect_err(id);
+        }
+        ContainerId::new("web_1.a-b").expect("a plain id");
+    }
+
+    #[test]
+    fn reserved_name_is_free_again_unless_filled() {
+        let map = Mutex::new(HashMap::new());
+        let first = Reserved::new(&map, "a").expect("free");
+        assert!(Reserved::new(&map, "a").is_none());
+        drop(first);
+        Reserved::new(&map, "a").expect("free again").fill(1);
+        assert!(Reserved::new(&map, "a").is_none());
+    }
+}

@@ -1,0 +1,150 @@
+//! The container's root file system, from the spec's root directory to the root of
+//! the process: mounts and devices, pivot_root, then everything that closes it down.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, Spec};
+use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
+};
+use rustix::process::{fchdir, pivot_root};
+
+use super::device;
+use super::mount::{
+    Reach, clone_tree, make_read_only, mask, mount, set_attributes, set_propagation,
+};
+use super::mount_options::{Attributes, Propagation};
+use super::path::Root;
+use crate::failure::{Failure, OrFail, Result};
+
+/// `PROC_SUPER_MAGIC` of linux/magic.h.
+const PROC_MAGIC: i64 = 0x9fa0;
+
+/// Builds the root below `root.path` and makes it the root of this process, which
+/// has a mount namespace of its own by now.
+pub(crate) fn enter(spec: &Spec, linux: &Linux) -> Result<()> {
+    let path = spec
+        .root()
+        .as_ref()
+        .map(oci_spec::runtime::Root::path)
+        .ok_or_else(|| Failure::invalid("the spec has no root"))?;
+    // Nothing of the container may propagate to the guest's own mounts.
+    mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM,
+    )
+    .or_fail(|| "cut mount propagation")?;
+    let tree = attach_root(path)?;
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let root = Root::new(open_directory(tree.as_fd())?);
+    for entry in mounts {
+        mount(&root, entry)?;
+    }
+    device::populate(
+        &root,
+        mounts,
+        linux.devices().as_deref().unwrap_or_default(),
+    )?;
+    pivot(tree.as_fd())
+}
+
+/// Mounts the root directory onto itself, as pivot_root wants a mount.
+fn attach_root(path: &Path) -> Result<OwnedFd> {
+    let doing = || format!("container root {}", path.display());
+    let tree = clone_tree(CWD, path, Reach::Tree).or_fail(doing)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS
+        | MoveMountFlags::MOVE_MOUNT_T_AUTOMOUNTS;
+    move_mount(&tree, "", CWD, path, flags).or_fail(doing)?;
+    Ok(tree)
+}
+
+fn open_directory(tree: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(tree, ".", flags, Mode::empty()).or_fail(|| "open the container root")
+}
+
+/// After this the guest's own mounts are out of reach: the old root is stacked on
+/// the new one and detached.
+fn pivot(tree: BorrowedFd<'_>) -> Result<()> {
+    fchdir(tree).or_fail(|| "enter the container root")?;
+    pivot_root(".", ".").or_fail(|| "pivot to the container root")?;
+    unmount(".", UnmountFlags::DETACH).or_fail(|| "detach the guest root")?;
+    rustix::process::chdir("/").or_fail(|| "enter the container root")
+}
+
+/// Closes the entered root down. Kernel settings come first: /proc/sys is among
+/// the paths that become read-only.
+pub(crate) fn seal(spec: &Spec, linux: &Linux) -> Result<()> {
+    let root = Root::of_process()?;
+    for (key, value) in linux.sysctl().iter().flatten() {
+        write_sysctl(&root, key, value)?;
+    }
+    for path in linux.readonly_paths().iter().flatten() {
+        make_read_only(&root, Path::new(path))?;
+    }
+    for path in linux.masked_paths().iter().flatten() {
+        mask(&root, Path::new(path))?;
+    }
+    let top = root
+        .open(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
+        .or_fail(|| "open the container root")?;
+    if let Some(word) = linux.rootfs_propagation() {
+        let propagation = Propagation::parse(word)
+            .ok_or_else(|| Failure::invalid(format!("rootfsPropagation {word} is unknown")))?;
+        set_propagation(top.as_fd(), propagation).or_fail(|| "set rootfsPropagation")?;
+    }
+    if spec
+        .root()
+        .as_ref()
+        .and_then(oci_spec::runtime::Root::readonly)
+        == Some(true)
+    {
+        set_attributes(top.as_fd(), Attributes::READ_ONLY, Reach::One)
+            .or_fail(|| "make the container root read-only")?;
+    }
+    Ok(())
+}
+
+fn write_sysctl(root: &Root, key: &str, value: &str) -> Result<()> {
+    let path = sysctl_path(key);
+    let doing = || format!("set sysctl {key}");
+    let file = root.open(Path::new(&path), OFlags::WRONLY).or_fail(doing)?;
+    // An image that puts files of its own at /proc/sys must not be taken for the kernel.
+    if fstatfs(&file).or_fail(doing)?.f_type != PROC_MAGIC {
+        return Err(Failure::invalid(format!(
+            "set sysctl {key}: /proc of the container is not the proc file system"
+        )));
+    }
+    rustix::io::write(&file, value.as_bytes()).or_fail(doing)?;
+    Ok(())
+}
+
+/// `net.ipv4.conf.eth0/1.forwarding` names `net/ipv4/conf/eth0.1/forwarding`.
+fn sysctl_path(key: &str) -> String {
+    let swapped = key.chars().map(|character| match character {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    });
+    "/proc/sys/".chars().chain(swapped).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_become_paths() {
+        assert_eq!(
+            sysctl_path("net.ipv4.ip_forward"),
+            "/proc/sys/net/ipv4/ip_forward"
+        );
+        assert_eq!(
+            sysctl_path("net.ipv4.conf.eth0/1.forwarding"),
+            "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+        );
+    }
+}

@@ -1,0 +1,190 @@
+//! What runs in a container before its program does. The agent starts its own program
+//! again as this single-threaded stage (see [`super::spawn`]), which turns itself into
+//! the container step by step, reports, waits for the start, and executes.
+#![expect(
+    unsafe_code,
+    reason = "takes over the descriptors its parent has placed"
+)]
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::process::ExitCode;
+
+use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{FileType, OFlags, Uid, fchown, fstat};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
+
+use super::exec::{Program, change_directory};
+use super::mount::{open_null, reopen};
+use super::path::Root;
+use super::spawn::{CONTAINER_PIDFD, INPUT_FD, SYNC_FD};
+use super::sync::StageSocket;
+use super::terminal::Terminal;
+use super::{credentials, device, namespaces, passwd, rootfs};
+use crate::failure::{Failure, OrFail, Result};
+
+/// Makes a container and becomes its first process.
+pub(crate) const CREATE: &std::ffi::CStr = c"create";
+/// Becomes a further process of a running container.
+pub(crate) const EXEC: &std::ffi::CStr = c"exec";
+
+/// Runs the stage. It has no output of its own: all it has to say goes to the agent.
+pub fn run(mode: Option<&OsStr>) -> ExitCode {
+    let Ok(socket) = inherited(SYNC_FD) else {
+        return ExitCode::FAILURE;
+    };
+    let sync = StageSocket::new(socket);
+    let ready = match mode.and_then(OsStr::to_str) {
+        Some("create") => create(&sync),
+        Some("exec") => join(&sync),
+        _ => Err(Failure::invalid("unknown container stage")),
+    };
+    let failure = match ready.and_then(|process| start(&sync, &process)) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    // Nobody is left to tell when the agent does not listen.
+    let _ = sync.failed(failure);
+    ExitCode::FAILURE
+}
+
+fn create(sync: &StageSocket) -> Result<Process> {
+    let spec: Spec = read_input()?;
+    let (Some(process), Some(linux)) = (spec.process(), spec.linux()) else {
+        return Err(Failure::invalid("the spec has no process or no linux part"));
+    };
+    isolate(process)?;
+    namespaces::enter(linux)?;
+    namespaces::set_names(&spec, linux)?;
+    rootfs::enter(&spec, linux)?;
+    let root = Root::of_process()?;
+    let terminal = open_terminal(process)?;
+    if let Some(terminal) = &terminal {
+        device::bind_console(&root, terminal.peer.as_fd())?;
+    }
+    prepare_stdio(&root, process)?;
+    if process.cwd().is_absolute() {
+        root.make_dir_all(process.cwd())?;
+    } else {
+        return Err(Failure::invalid(format!(
+            "process.cwd {} is not absolute",
+            process.cwd().display()
+        )));
+    }
+    rootfs::seal(&spec, linux)?;
+    report_created(sync, terminal)?;
+    Ok(process.clone())
+}
+
+fn join(sync: &StageSocket) -> Result<Process> {
+    let process: Process = read_input()?;
+    let container = inherited(CONTAINER_PIDFD)?;
+    isolate(&process)?;
+    namespaces::enter_container(container.as_fd())?;
+    drop(container);
+    let root = Root::of_process()?;
+    let terminal = open_terminal(&process)?;
+    prepare_stdio(&root, &process)?;
+    report_created(sync, terminal)?;
+    Ok(process)
+}
+
+/// From the start message to execve, which does not return.
+fn start(sync: &StageSocket, process: &Process) -> Result<()> {
+    if !sync.wait_for_start()? {
+        return Ok(());
+    }
+    // As root first, as the user where root may not: either may lack the right.
+    let entered = change_directory(process.cwd());
+    let home = passwd::home_of(process.user().uid());
+    credentials::set_rlimits(process.rlimits().as_deref().unwrap_or_default())?;
+    credentials::become_user(process)?;
+    if entered.is_err() {
+        change_directory(process.cwd())?;
+    }
+    let program = Program::find(process, Some(&home))?;
+    sync.executing()?;
+    Err(program.exec())
+}
+
+/// Cuts this process off from the agent's session and from other processes' eyes.
+fn isolate(process: &Process) -> Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .or_fail(|| "hide the stage from debuggers")?;
+    // The agent's own score, which protects it, must not pass on.
+    let score = process.oom_score_adj().unwrap_or_default();
+    std::fs::write("/proc/self/oom_score_adj", score.to_string())
+        .or_fail(|| format!("set oom_score_adj {score}"))?;
+    setsid().or_fail(|| "make a session")?;
+    Ok(())
+}
+
+fn open_terminal(process: &Process) -> Result<Option<Terminal>> {
+    if process.terminal() != Some(true) {
+        return Ok(None);
+    }
+    let terminal = Terminal::open(process)?;
+    terminal.take_over()?;
+    Ok(Some(terminal))
+}
+
+fn report_created(sync: &StageSocket, terminal: Option<Terminal>) -> Result<()> {
+    sync.created(terminal.as_ref().map(|terminal| terminal.master.as_fd()))
+}
+
+/// Descriptors on the guest's null device move to the container's; the others
+/// become the user's, so that /dev/stdout can be opened by its name.
+fn prepare_stdio(root: &Root, process: &Process) -> Result<()> {
+    let uid = Uid::from_raw(process.user().uid());
+    for (number, fd) in [stdin(), stdout(), stderr()].into_iter().enumerate() {
+        let stat = fstat(fd).or_fail(|| "look at stdio")?;
+        let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3);
+        if is_null {
+            reopen_null(root, number)?;
+        } else {
+            fchown(fd, Some(uid), None).or_fail(|| "give stdio to the user")?;
+        }
+    }
+    Ok(())
+}
+
+fn reopen_null(root: &Root, number: usize) -> Result<()> {
+    let doing = || "open the container's /dev/null";
+    let place = open_null(root).or_fail(doing)?;
+    let null = reopen(place.as_fd(), OFlags::RDWR).or_fail(doing)?;
+    match number {
+        0 => dup2_stdin(&null),
+        1 => dup2_stdout(&null),
+        _ => dup2_stderr(&null),
+    }
+    .or_fail(doing)
+}
+
+fn read_input<T: serde::de::DeserializeOwned>() -> Result<T> {
+    let mut text = Vec::new();
+    File::from(inherited(INPUT_FD)?)
+        .read_to_end(&mut text)
+        .or_fail(|| "read the stage's input")?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Failure::invalid(format!("container spec: {error}")))
+}
+
+/// Takes a descriptor over from the agent and keeps it from the container.
+fn inherited(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: only borrowed for the next line, which fails where it is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_setfd(fd, FdFlags::CLOEXEC).or_fail(|| format!("descriptor {number} of the stage"))?;
+    // SAFETY: open as was just proved, placed by the agent for this stage alone, and
+    // taken once: each number is asked for at one place only.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether the program's arguments ask for a stage.
+pub fn is_stage(argument: Option<&OsStr>) -> bool {
+    argument.and_then(OsStr::to_str) == super::spawn::STAGE_ARG.to_str().ok()
+}

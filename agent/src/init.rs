@@ -1,0 +1,120 @@
+//! The guest before the agent can serve: kernel file systems, and a root that
+//! containers can be pivoted away from.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, openat, symlink};
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{chroot, fchdir};
+
+use crate::container::{Attributes, Reach, attach, clone_tree, set_attributes};
+use crate::failure::{OrFail, Result};
+use crate::loopback;
+
+/// Where the hierarchy of cgroups is mounted in the guest.
+pub const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+struct Early {
+    kind: &'static str,
+    target: &'static str,
+    flags: MountFlags,
+    data: Option<&'static std::ffi::CStr>,
+}
+
+const SAFE: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
+
+const EARLY_MOUNTS: [Early; 8] = [
+    early(
+        "devtmpfs",
+        "/dev",
+        MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        None,
+    ),
+    early("proc", "/proc", SAFE, None),
+    early("sysfs", "/sys", SAFE, None),
+    early("cgroup2", CGROUP_MOUNT, SAFE, None),
+    early("tmpfs", "/run", SAFE, Some(c"mode=755")),
+    early(
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        Some(c"mode=620,gid=5,ptmxmode=666"),
+    ),
+    early("tmpfs", "/dev/shm", SAFE, None),
+    early("mqueue", "/dev/mqueue", SAFE, None),
+];
+
+const fn early(
+    kind: &'static str,
+    target: &'static str,
+    flags: MountFlags,
+    data: Option<&'static std::ffi::CStr>,
+) -> Early {
+    Early {
+        kind,
+        target,
+        flags,
+        data,
+    }
+}
+
+/// Makes the guest's root fit to serve containers. The order matters: the directories
+/// are made while the initramfs can still be written.
+pub fn prepare_guest() -> Result<()> {
+    for directory in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
+        make_directory(directory)?;
+    }
+    leave_rootfs()?;
+    for early in &EARLY_MOUNTS {
+        make_directory(early.target)?;
+        mount(
+            early.kind,
+            early.target,
+            early.kind,
+            early.flags,
+            early.data,
+        )
+        .or_fail(|| format!("mount {} on {}", early.kind, early.target))?;
+    }
+    for (target, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ] {
+        symlink(target, link).or_fail(|| format!("link {link}"))?;
+    }
+    loopback::up().or_fail(|| "bring the loopback up")?;
+    // Losing the agent would lose every container.
+    fs::write("/proc/self/oom_score_adj", "-1000").or_fail(|| "protect the agent from OOM")
+}
+
+/// The initial root cannot be pivoted away from (pivot_root(2)), so the agent moves
+/// into a second mount of it. That one is read-only: a container that got hold of the
+/// agent's program could not change it.
+fn leave_rootfs() -> Result<()> {
+    let doing = || "mount the root again";
+    let root = clone_tree(CWD, Path::new("/"), Reach::One).or_fail(doing)?;
+    let closed = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        clear: 0,
+    };
+    set_attributes(root.as_fd(), closed, Reach::One).or_fail(doing)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = openat(CWD, "/", flags, Mode::empty()).or_fail(doing)?;
+    attach(root.as_fd(), place.as_fd()).or_fail(doing)?;
+    fchdir(root.as_fd()).or_fail(doing)?;
+    chroot(".").or_fail(doing)
+}
+
+fn make_directory(path: &str) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        other => other.or_fail(|| format!("make directory {path}")),
+    }
+}

@@ -1,0 +1,239 @@
+//! The ttrpc service of `agent.proto`: request, call, reply, and nothing else.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lazaret_protocol::agent as proto;
+use lazaret_protocol::agent_ttrpc;
+use rustix::process::Signal;
+use ttrpc::r#async::{Service, TtrpcContext};
+
+use crate::failure::{Failure, Result};
+use crate::power;
+use crate::sandbox::{self, Sandbox};
+
+/// `_NSIG` of x86-64 Linux.
+const SIGNAL_MAX: i32 = 64;
+
+#[derive(Debug)]
+struct Agent {
+    sandbox: Arc<Sandbox>,
+}
+
+/// The service to register with a ttrpc server.
+pub fn service(sandbox: Arc<Sandbox>) -> HashMap<String, Service> {
+    agent_ttrpc::create_agent(Arc::new(Agent { sandbox }))
+}
+
+#[async_trait]
+impl agent_ttrpc::Agent for Agent {
+    async fn setup_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: proto::SetupSandboxRequest,
+    ) -> ttrpc::Result<proto::SetupSandboxReply> {
+        sandbox::set_up(
+            &request.hostname,
+            request.wall_clock_ns,
+            &request.entropy,
+            request.online_cpus,
+        )?;
+        let mut reply = proto::SetupSandboxReply::new();
+        reply.kernel_release = sandbox::kernel_release();
+        Ok(reply)
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::CreateContainerRequest,
+    ) -> ttrpc::Result<proto::CreateContainerReply> {
+        let mut reply = proto::CreateContainerReply::new();
+        reply.guest_pid = self
+            .sandbox
+            .create_container(&request.container_id, &request.spec_json, &request.stdio)
+            .await?;
+        Ok(reply)
+    }
+
+    async fn create_process(
+        &self,
+        _: &TtrpcContext,
+        request: proto::CreateProcessRequest,
+    ) -> ttrpc::Result<proto::CreateProcessReply> {
+        let mut reply = proto::CreateProcessReply::new();
+        reply.guest_pid = self
+            .sandbox
+            .create_process(
+                &request.container_id,
+                &request.exec_id,
+                &request.process_json,
+                &request.stdio,
+            )
+            .await?;
+        Ok(reply)
+    }
+
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ProcessRequest,
+    ) -> ttrpc::Result<proto::StartProcessReply> {
+        let process = self
+            .sandbox
+            .process(&request.container_id, &request.exec_id)?;
+        process.start().await?;
+        let mut reply = proto::StartProcessReply::new();
+        reply.guest_pid = process.pid();
+        Ok(reply)
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ProcessRequest,
+    ) -> ttrpc::Result<proto::WaitProcessReply> {
+        let process = self
+            .sandbox
+            .process(&request.container_id, &request.exec_id)?;
+        let exit = process.wait().await;
+        let mut reply = proto::WaitProcessReply::new();
+        reply.exit_status = exit.status;
+        reply.exited_at_ns = exit.at_ns;
+        reply.oom_killed = exit.oom_killed;
+        Ok(reply)
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: proto::SignalProcessRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        let signal = signal(request.signal)?;
+        let container = self.sandbox.container(&request.container_id)?;
+        if request.all {
+            container.signal_all(signal)?;
+        } else {
+            container.process(&request.exec_id)?.signal(signal)?;
+        }
+        Ok(proto::Empty::new())
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ResizeTerminalRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+        self.sandbox
+            .process(&request.container_id, &request.exec_id)?
+            .resize(cells(request.rows), cells(request.columns))?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn close_stdin(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ProcessRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.sandbox
+            .process(&request.container_id, &request.exec_id)?
+            .close_stdin();
+        Ok(proto::Empty::new())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.sandbox
+            .container(&request.container_id)?
+            .pause()
+            .await?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.sandbox
+            .container(&request.container_id)?
+            .resume()
+            .await?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::ListProcessesReply> {
+        let processes = self.sandbox.container(&request.container_id)?.processes()?;
+        let entries = processes.into_iter().map(|(pid, exec_id)| {
+            let mut entry = proto::list_processes_reply::Entry::new();
+            entry.guest_pid = pid;
+            entry.exec_id = exec_id;
+            entry
+        });
+        let mut reply = proto::ListProcessesReply::new();
+        reply.processes = entries.collect();
+        Ok(reply)
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::ContainerStatsReply> {
+        let stats = self.sandbox.container(&request.container_id)?.stats();
+        let mut reply = proto::ContainerStatsReply::new();
+        reply.cpu_usage_usec = stats.cpu_usage_usec;
+        reply.cpu_user_usec = stats.cpu_user_usec;
+        reply.cpu_system_usec = stats.cpu_system_usec;
+        reply.memory_usage_bytes = stats.memory_usage_bytes;
+        reply.memory_limit_bytes = stats.memory_limit_bytes;
+        reply.memory_max_usage_bytes = stats.memory_max_usage_bytes;
+        reply.pids_current = stats.pids_current;
+        reply.pids_limit = stats.pids_limit;
+        reply.oom_kills = stats.oom_kills;
+        Ok(reply)
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ProcessRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.sandbox
+            .delete(&request.container_id, &request.exec_id)
+            .await?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.sandbox.end().await;
+        power::off()?;
+        Ok(proto::Empty::new())
+    }
+}
+
+fn signal(number: u32) -> Result<Signal> {
+    let raw = i32::try_from(number)
+        .ok()
+        .filter(|raw| (1..=SIGNAL_MAX).contains(raw));
+    raw.and_then(|raw| Signal::from_named_raw(raw).or_else(|| real_time_signal(raw)))
+        .ok_or_else(|| Failure::invalid(format!("there is no signal {number}")))
+}
+
+#[expect(unsafe_code, reason = "rustix names no real-time signals")]
+fn real_time_signal(raw: i32) -> Option<Signal> {
+    // SAFETY: in the range of the kernel's real-time signals; sent to processes whose
+    // signal handling is not this process's.
+    (32..=SIGNAL_MAX)
+        .contains(&raw)
+        .then(|| unsafe { Signal::from_raw_unchecked(raw) })
+}

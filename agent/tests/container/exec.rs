@@ -1,0 +1,53 @@
+//! Further processes in a running container.
+
+use serde_json::json;
+
+use crate::harness::{Box, process, refused, require_root};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_is_inside_the_container() {
+    require_root!();
+    let container = Box::new(&["sleep", "1000"]).started().await;
+    let script = "hostname; readlink /proc/1/exe; grep ^0: /proc/self/cgroup; exit 5";
+    let outcome = container.exec("e", process(&["sh", "-c", script])).await;
+    let outcome = outcome.expect("runs");
+    assert_eq!(outcome.status, 5);
+    assert_eq!(outcome.stdout, "box\n/bin/busybox\n0::/\n");
+    container.delete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_has_its_own_identity() {
+    require_root!();
+    let container = Box::new(&["sleep", "1000"]).started().await;
+    let mut process = process(&["sh", "-c", "id -u; pwd; echo $COLOUR"]);
+    process["user"] = json!({ "uid": 1000, "gid": 1000 });
+    process["cwd"] = json!("/tmp");
+    process["env"] = json!(["PATH=/bin", "COLOUR=blue"]);
+    let outcome = container.exec("e", process).await.expect("runs");
+    assert_eq!(outcome.stdout, "1000\n/tmp\nblue\n");
+    container.delete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_program_is_not_found() {
+    require_root!();
+    let container = Box::new(&["sleep", "1000"]).started().await;
+    let (code, text) = refused(container.exec("e", process(&["nope"])).await);
+    assert_eq!(code, ttrpc::Code::NOT_FOUND);
+    assert_eq!(text, r#"exec: "nope": executable file not found in $PATH"#);
+    container.delete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ended_container_takes_no_process() {
+    require_root!();
+    let container = Box::new(&["true"]).started().await;
+    container.wait("").await;
+    let stdio = lazaret_protocol::agent::Stdio::new();
+    let result = container
+        .try_create_process("e", process(&["true"]), stdio)
+        .await;
+    assert_eq!(refused(result).0, ttrpc::Code::FAILED_PRECONDITION);
+    container.delete().await;
+}

@@ -1,0 +1,107 @@
+//! What a container must not see or change.
+
+use serde_json::json;
+
+use crate::harness::{Box, require_root};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_names_and_network_are_its_own() {
+    require_root!();
+    let script = "echo $$; hostname; ls /proc | grep -c '^[0-9]'; \
+                  grep -c : /proc/net/dev; cat /proc/net/if_inet6 | wc -l; cat /proc/self/cgroup";
+    let outcome = Box::sh(script).run().await;
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!(lines[..2], ["1", "box"]);
+    let processes: u32 = lines[2].parse().expect("a count");
+    assert!(processes <= 3, "{processes} processes");
+    assert_eq!(lines[3], "1", "loopback alone");
+    assert_eq!(lines.last(), Some(&"0::/"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loopback_is_up() {
+    require_root!();
+    let outcome = Box::new(&["cat", "/sys/class/net/lo/flags"]).run().await;
+    assert_eq!(outcome.stdout, "0x9\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn masked_and_read_only_paths() {
+    require_root!();
+    let script = "wc -c < /proc/version; ls /sys/firmware | wc -l; \
+                  echo 1 > /proc/sys/kernel/domainname; touch /sys/firmware/x";
+    let outcome = Box::sh(script).run().await;
+    assert_eq!(outcome.stdout, "0\n0\n");
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_is_read_only_on_request() {
+    require_root!();
+    let container = Box::sh("touch /x; touch /dev/shm/y && echo written");
+    let outcome = container.set("/root/readonly", json!(true)).run().await;
+    assert!(
+        outcome.stderr.contains("Read-only file system"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outcome.stdout, "written\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sysctls_are_set_before_they_are_closed() {
+    require_root!();
+    let container = Box::new(&["cat", "/proc/sys/net/ipv4/ip_forward"])
+        .set("/linux/sysctl", json!({ "net.ipv4.ip_forward": "1" }));
+    assert_eq!(container.run().await.stdout, "1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_are_the_default_ones_and_those_of_the_spec() {
+    require_root!();
+    let device = json!([{ "path": "/dev/extra", "type": "c", "major": 1, "minor": 5,
+                          "fileMode": 0o640, "uid": 3, "gid": 4 }]);
+    let script = "for f in null zero full random urandom tty; do test -c /dev/$f || echo $f; done; \
+                  ls -l /dev/extra; readlink /dev/fd /dev/ptmx; ls /dev/fd/0";
+    let container = Box::sh(script).set("/linux/devices", device);
+    let outcome = container.run().await;
+    let fields: Vec<&str> = outcome.stdout.split_whitespace().collect();
+    assert_eq!(fields[..6], ["crw-r-----", "1", "3", "4", "1,", "5"]);
+    assert!(
+        outcome
+            .stdout
+            .ends_with("/proc/self/fd\npts/ptmx\n/dev/fd/0\n"),
+        "{}",
+        outcome.stdout
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_rules_are_enforced() {
+    require_root!();
+    let device = json!([{ "path": "/dev/memory", "type": "c", "major": 1, "minor": 1 }]);
+    let rules = json!([{ "allow": false, "access": "rwm" }]);
+    let script = "head -c 1 /dev/zero | wc -c; head -c 1 /dev/memory";
+    let outcome = Box::sh(script)
+        .set("/linux/devices", device)
+        .set("/linux/resources", json!({ "devices": rules }))
+        .run()
+        .await;
+    assert_eq!(outcome.stdout, "1\n");
+    assert!(
+        outcome.stderr.contains("Operation not permitted"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guest_files_are_out_of_reach() {
+    require_root!();
+    let outcome = Box::sh("cat /proc/1/mounts | grep -c ' / '; ls /.. | wc -l; ls / | wc -l")
+        .run()
+        .await;
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!(lines[0], "1");
+    assert_eq!(lines[1], lines[2]);
+}
