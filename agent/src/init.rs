@@ -94,7 +94,7 @@ pub fn prepare_guest() -> Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000").or_fail(|| "protect the agent from OOM")
 }
 
-/// The initial root cannot be pivoted away from (pivot_root(2)), so the agent moves
+/// The initial root cannot be pivoted away from (`pivot_root(2)`), so the agent moves
 /// into a second mount of it. That one is read-only: a container that got hold of the
 /// agent's program could not change it.
 fn leave_rootfs() -> Result<()> {

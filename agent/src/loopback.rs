@@ -1,5 +1,5 @@
 //! Brings the loopback interface of the calling thread's network namespace up
-//! (netdevice(7)); the kernel then gives it 127.0.0.1 and ::1.
+//! (netdevice(7)); the kernel then gives it its IPv4 and IPv6 addresses.
 #![expect(unsafe_code, reason = "interface ioctls have no safe wrapper")]
 
 use std::io;

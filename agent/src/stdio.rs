@@ -47,7 +47,7 @@ impl Connections {
     /// Descriptors 0, 1 and 2 for a process without a terminal, and our side of them.
     pub(crate) fn into_pipes(self) -> Result<(Vec<OwnedFd>, Stdio)> {
         let mut stdio = Stdio::new();
-        let stdin = match self.stdin {
+        let input = match self.stdin {
             Some(connection) => {
                 let (theirs, ours) = pipe()?;
                 stdio.copy_input(endpoint(connection)?, endpoint(ours)?);
@@ -55,7 +55,7 @@ impl Connections {
             }
             None => open_null()?,
         };
-        let mut fds = vec![stdin];
+        let mut fds = vec![input];
         for connection in [self.stdout, self.stderr] {
             fds.push(match connection {
                 Some(connection) => {

@@ -4,7 +4,9 @@
 
 use std::fmt::Display;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources, LinuxThrottleDevice,
+};
 
 use crate::failure::{Failure, Result};
 
@@ -37,7 +39,7 @@ pub(super) fn settings(resources: &LinuxResources) -> Result<Vec<Setting>> {
     if let Some(cpu) = resources.cpu() {
         cpu_settings(cpu, &mut all)?;
     }
-    if let Some(limit) = resources.pids().as_ref().map(|pids| pids.limit())
+    if let Some(limit) = resources.pids().as_ref().map(LinuxPids::limit)
         && limit != 0
     {
         all.push(setting("pids.limit", "pids.max", max_if_negative(limit)));
@@ -270,8 +272,8 @@ mod tests {
     #[test]
     fn docker_limits_become_version_2_files() {
         let written = written(json!({
-            "memory": { "limit": 1048576, "swap": 2097152, "reservation": 4096 },
-            "cpu": { "quota": 150000, "period": 100000, "shares": 1024, "cpus": "0-1" },
+            "memory": { "limit": 1 << 20, "swap": 2 << 20, "reservation": 4096 },
+            "cpu": { "quota": 150_000, "period": 100_000, "shares": 1024, "cpus": "0-1" },
             "pids": { "limit": 100 },
         }));
         let expected = [

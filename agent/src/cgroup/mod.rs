@@ -31,14 +31,14 @@ pub(crate) struct Cgroup {
 
 impl Cgroup {
     /// Makes the cgroup with its limits; leaves nothing behind when one is refused.
-    pub(crate) fn create(path: PathBuf, resources: Option<&LinuxResources>) -> Result<Self> {
+    pub(crate) fn create(path: &Path, resources: Option<&LinuxResources>) -> Result<Self> {
         let settings = resources.map(limits::settings).transpose()?;
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         let rules = devices::rules(rules.unwrap_or_default())?;
         let doing = || format!("make cgroup {}", path.display());
-        fs::create_dir(&path).or_fail(doing)?;
-        let cgroup = open_directory(&path).or_fail(doing).map(|directory| Self {
-            path: path.clone(),
+        fs::create_dir(path).or_fail(doing)?;
+        let cgroup = open_directory(path).or_fail(doing).map(|directory| Self {
+            path: path.to_owned(),
             directory,
         });
         let made = cgroup.and_then(|cgroup| {
@@ -50,7 +50,7 @@ impl Cgroup {
         });
         if made.is_err() {
             // Its own error is worth less than the one being returned.
-            let _ = fs::remove_dir(&path);
+            let _ = fs::remove_dir(path);
         }
         made
     }

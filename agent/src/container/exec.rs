@@ -158,8 +158,12 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
 }
 
 fn c_string(string: &OsStr) -> Result<CString> {
-    CString::new(string.as_bytes())
-        .map_err(|_| Failure::invalid(format!("{string:?} of the process contains a null byte")))
+    CString::new(string.as_bytes()).map_err(|_| {
+        Failure::invalid(format!(
+            "{} of the process contains a null byte",
+            string.display()
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl Container {
             return Err(Failure::invalid("the spec has no process or no linux part"));
         };
         let parent = workshop.cgroup_mount.join(CGROUP_PARENT);
-        let cgroup = Cgroup::create(parent.join(id.as_str()), linux.resources().as_ref())?;
+        let cgroup = Cgroup::create(&parent.join(id.as_str()), linux.resources().as_ref())?;
         let cgroup = Arc::new(cgroup);
         let joined = pid_namespace_to_join(linux)?;
         let own = owns_pid_namespace(linux);

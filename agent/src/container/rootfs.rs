@@ -1,5 +1,5 @@
 //! The container's root file system, from the spec's root directory to the root of
-//! the process: mounts and devices, pivot_root, then everything that closes it down.
+//! the process: mounts and devices, `pivot_root`, then everything that closes it down.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -50,7 +50,7 @@ pub(crate) fn enter(spec: &Spec, linux: &Linux) -> Result<()> {
     pivot(tree.as_fd())
 }
 
-/// Mounts the root directory onto itself, as pivot_root wants a mount.
+/// Mounts the root directory onto itself, as `pivot_root` wants a mount.
 fn attach_root(path: &Path) -> Result<OwnedFd> {
     let doing = || format!("container root {}", path.display());
     let tree = clone_tree(CWD, path, Reach::Tree).or_fail(doing)?;

@@ -1,6 +1,8 @@
 //! Refuses, by name and before anything is made, each setting of the OCI spec that
 //! this agent cannot honour. What this lets through is applied in full.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, Mount, Process, Spec};
 
 use crate::failure::{Failure, Result};
@@ -82,11 +84,11 @@ fn check_linux(linux: &Linux) -> Result<()> {
     refuse("linux.personality", linux.personality().is_some())?;
     refuse(
         "linux.timeOffsets",
-        some(linux.time_offsets().as_ref().map(|offsets| offsets.len())),
+        some(linux.time_offsets().as_ref().map(HashMap::len)),
     )?;
     refuse(
         "linux.netDevices",
-        some(linux.net_devices().as_ref().map(|devices| devices.len())),
+        some(linux.net_devices().as_ref().map(HashMap::len)),
     )
 }
 

@@ -133,7 +133,11 @@ fn open_terminal(process: &Process) -> Result<Option<Terminal>> {
 }
 
 fn report_created(sync: &StageSocket, terminal: Option<Terminal>) -> Result<()> {
-    sync.created(terminal.as_ref().map(|terminal| terminal.master.as_fd()))
+    let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
+    sync.created(master)?;
+    // The agent alone holds the master, or its end would never be seen.
+    drop(terminal);
+    Ok(())
 }
 
 /// Descriptors on the guest's null device move to the container's; the others

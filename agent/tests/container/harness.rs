@@ -280,13 +280,13 @@ pub(crate) struct Streams3 {
 }
 
 impl Streams3 {
-    pub(crate) fn new(stdin: &[u8]) -> (Stdio, Self) {
-        let (stdin_port, mut input) = stream();
+    pub(crate) fn new(input: &[u8]) -> (Stdio, Self) {
+        let (stdin_port, mut host_input) = stream();
         let (stdout_port, output) = stream();
         let (stderr_port, errors) = stream();
-        let text = stdin.to_vec();
+        let text = input.to_vec();
         // A container that ends without reading its input is no error here.
-        thread::spawn(move || input.write_all(&text));
+        thread::spawn(move || host_input.write_all(&text));
         let mut stdio = Stdio::new();
         stdio.stdin_port = stdin_port;
         stdio.stdout_port = stdout_port;

@@ -71,9 +71,9 @@ async fn oom_score_is_the_specs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_pipes_kill_as_they_should() {
-    require_root!();
     // The agent ignores SIGPIPE, and what is ignored stays so over execve.
     const SIGPIPE: u64 = 1 << (13 - 1);
+    require_root!();
     let container = Box::new(&["grep", "^SigIgn", "/proc/self/status"]);
     let text = stdout(container).await;
     let ignored = text.trim().rsplit('\t').next().expect("a mask");

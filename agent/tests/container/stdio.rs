@@ -18,8 +18,8 @@ async fn streams_are_kept_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_of_any_size_arrives_whole() {
-    require_root!();
     const SIZE: usize = 100 << 20;
+    require_root!();
     let script = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null", SIZE >> 16);
     let outcome = Box::sh(&script).run().await;
     assert_eq!(outcome.stdout.len(), SIZE);
