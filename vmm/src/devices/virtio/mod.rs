@@ -9,16 +9,24 @@
 //! its queues. `activate` moves the queues to wherever the device serves them
 //! (the event loop, or a thread of its own); `reset` takes everything back.
 
+pub mod mmio;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use thiserror::Error;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Guest memory as devices see it.
 pub type GuestMemory = Arc<GuestMemoryMmap<()>>;
+
+/// Ring features (virtio 1.3, section 6) for a device to offer that calls
+/// `disable_notification`, `enable_notification` and `needs_notification` of
+/// its queues. The transport prepares the queues for what was negotiated.
+pub const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Device numbers (virtio 1.3, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,11 +96,19 @@ pub struct ActiveQueue {
     pub kick: EventFd,
 }
 
-/// How a device gets its driver's attention (virtio 1.3, 4.2.2, `InterruptStatus`).
+/// How a device gets its driver's attention (virtio 1.3, 4.2.2).
 #[derive(Clone, Debug)]
-pub struct Interrupt {
-    status: Arc<AtomicU32>,
-    irqfd: Arc<EventFd>,
+pub struct Interrupt(Arc<InterruptState>);
+
+#[derive(Debug)]
+struct InterruptState {
+    /// The `InterruptStatus` register.
+    status: AtomicU32,
+    /// The `ConfigGeneration` register.
+    generation: AtomicU32,
+    /// `DEVICE_NEEDS_RESET` of the `Status` register.
+    needs_reset: AtomicBool,
+    irqfd: EventFd,
 }
 
 impl Interrupt {
@@ -100,14 +116,16 @@ impl Interrupt {
     const CONFIG_CHANGED: u32 = 2;
 
     pub fn new(irqfd: EventFd) -> Self {
-        Self {
-            status: Arc::default(),
-            irqfd: Arc::new(irqfd),
-        }
+        Self(Arc::new(InterruptState {
+            status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            irqfd,
+        }))
     }
 
     pub fn irqfd(&self) -> &EventFd {
-        &self.irqfd
+        &self.0.irqfd
     }
 
     /// Tells the driver of used buffers.
@@ -117,24 +135,48 @@ impl Interrupt {
 
     /// Tells the driver to read the configuration space again.
     pub fn config_changed(&self) {
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(Self::CONFIG_CHANGED);
     }
 
-    /// The `InterruptStatus` register.
-    pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+    /// Tells the driver that only a reset helps (virtio 1.3, 2.1.2): it has
+    /// broken the device, a queue for instance.
+    pub fn device_needs_reset(&self) {
+        self.set_needs_reset();
+        self.config_changed();
     }
 
-    /// The `InterruptACK` register.
-    pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
+    fn set_needs_reset(&self) {
+        self.0.needs_reset.store(true, Ordering::SeqCst);
+    }
+
+    fn status(&self) -> u32 {
+        self.0.status.load(Ordering::SeqCst)
+    }
+
+    fn acknowledge(&self, bits: u32) {
+        self.0.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    fn generation(&self) -> u32 {
+        self.0.generation.load(Ordering::SeqCst)
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.0.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// After a reset nothing of the past is pending; the generation goes on.
+    fn clear(&self) {
+        self.0.needs_reset.store(false, Ordering::SeqCst);
+        self.0.status.store(0, Ordering::SeqCst);
     }
 
     fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.0.status.fetch_or(bit, Ordering::SeqCst);
         // An eventfd refuses a write only when its counter is full, and then the
         // interrupt is pending anyway.
-        let _ = self.irqfd.write(1);
+        let _ = self.0.irqfd.write(1);
     }
 }
 
