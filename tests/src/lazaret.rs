@@ -24,7 +24,7 @@ for file in /run/lazaret/sandboxes/*/state.json /run/lazaret/sandboxes/*/sandbox
     /var/lib/lazaret/containers/*/sandbox.log; do
     [ -f "$file" ] && { echo "--- $file"; tail -c 6000 "$file"; echo; }
 done
-echo "--- dmesg"; dmesg | tail -n 10
+echo "--- dmesg"; dmesg --level emerg,alert,crit,err,warn | tail -n 10
 "#;
 
 /// The context of one test.
@@ -193,11 +193,12 @@ impl Lazaret {
         .ok();
     }
 
-    /// Removes this test's containers and files whatever state they are in.
+    /// Removes this test's containers, images and files whatever state they are in.
     fn clean_up(&self) {
         let names = self.containers.borrow().join(" ");
         self.sh_cmd(&format!(
             "for name in {names}; do timeout 30 lazaret rm -f $name; done
+            lazaret images | awk '$1 ~ /e2e/ {{ print $1 \":\" $2 }}' | xargs -r lazaret rmi
             rm -rf {}",
             self.scratch_path()
         ))
