@@ -23,7 +23,10 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
-        Self { error: message.into().into(), code: 1 }
+        Self {
+            error: message.into().into(),
+            code: 1,
+        }
     }
 
     #[must_use]
@@ -67,7 +70,10 @@ impl Failure {
 
 impl<E: Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { error: Box::new(error), code: 1 }
+        Self {
+            error: Box::new(error),
+            code: 1,
+        }
     }
 }
 

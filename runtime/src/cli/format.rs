@@ -88,7 +88,10 @@ pub fn duration(duration: Duration) -> String {
 pub fn since(time: Option<&str>) -> String {
     match time.and_then(|text| humantime::parse_rfc3339_weak(text).ok()) {
         Some(time) => {
-            format!("{} ago", duration(SystemTime::now().duration_since(time).unwrap_or_default()))
+            format!(
+                "{} ago",
+                duration(SystemTime::now().duration_since(time).unwrap_or_default())
+            )
         }
         None => "N/A".to_owned(),
     }
@@ -113,9 +116,16 @@ mod tests {
     fn columns_are_aligned() {
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect();
         let mut output = Vec::new();
-        table(&mut output, &[row(&["A", "LONG HEADING", "C"]), row(&["x", "y", "z"])]).unwrap();
+        table(
+            &mut output,
+            &[row(&["A", "LONG HEADING", "C"]), row(&["x", "y", "z"])],
+        )
+        .unwrap();
         let text = String::from_utf8(output).unwrap();
-        assert_eq!(text, "A         LONG HEADING   C\nx         y              z\n");
+        assert_eq!(
+            text,
+            "A         LONG HEADING   C\nx         y              z\n"
+        );
     }
 
     #[test]
@@ -154,7 +164,10 @@ mod tests {
 
     #[test]
     fn dates_that_are_none_are_not_applicable() {
-        assert_eq!(date(Some("2026-11-21T09:30:00.5Z")), "2026-11-21 09:30:00 +0000 UTC");
+        assert_eq!(
+            date(Some("2026-11-21T09:30:00.5Z")),
+            "2026-11-21 09:30:00 +0000 UTC"
+        );
         assert_eq!(date(None), "N/A");
         assert_eq!(since(Some("yesterday")), "N/A");
     }

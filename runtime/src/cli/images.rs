@@ -55,7 +55,10 @@ impl Args {
         let wanted: Option<(Reference, bool)> = match &self.repository {
             Some(text) => {
                 let reference: Reference = text.parse()?;
-                Some((reference, text.ends_with(&format!(":{}", text.parse::<Reference>()?.tag()))))
+                Some((
+                    reference,
+                    text.ends_with(&format!(":{}", text.parse::<Reference>()?.tag())),
+                ))
             }
             None => None,
         };
@@ -85,7 +88,11 @@ impl Args {
         Row {
             created_at: format::date(image.created.as_deref()),
             created_since: format::since(image.created.as_deref()),
-            id: if self.no_trunc { id.to_string() } else { id.hex()[..12].to_owned() },
+            id: if self.no_trunc {
+                id.to_string()
+            } else {
+                id.hex()[..12].to_owned()
+            },
             repository: tag.map_or_else(none, |tag| tag.familiar_repository().to_owned()),
             size: format::size(index.size_of(image)),
             tag: tag.map_or_else(none, |tag| tag.tag().to_owned()),
@@ -94,7 +101,9 @@ impl Args {
 
     fn print(&self, output: &mut impl Write, rows: &[Row]) -> io::Result<()> {
         if self.quiet {
-            return rows.iter().try_for_each(|row| writeln!(output, "{}", row.id));
+            return rows
+                .iter()
+                .try_for_each(|row| writeln!(output, "{}", row.id));
         }
         if self.format == Format::Json {
             return rows.iter().try_for_each(|row| {
@@ -105,9 +114,15 @@ impl Args {
         let heading = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
         let mut cells = vec![heading.map(str::to_owned).to_vec()];
         cells.extend(rows.iter().map(|row| {
-            [&row.repository, &row.tag, &row.id, &row.created_since, &row.size]
-                .map(String::clone)
-                .to_vec()
+            [
+                &row.repository,
+                &row.tag,
+                &row.id,
+                &row.created_since,
+                &row.size,
+            ]
+            .map(String::clone)
+            .to_vec()
         }));
         format::table(output, &cells)
     }

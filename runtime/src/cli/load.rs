@@ -53,7 +53,9 @@ pub(super) fn open(path: &Path) -> Result<File, Failure> {
 pub(super) fn standard_input() -> Result<File, Failure> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        return Err(Failure::new("requested load from stdin, but stdin is a terminal"));
+        return Err(Failure::new(
+            "requested load from stdin, but stdin is a terminal",
+        ));
     }
     Ok(File::from(stdin.as_fd().try_clone_to_owned()?))
 }

@@ -1,13 +1,32 @@
 //! The `lazaret` command: one file for each verb, with its arguments and what
 //! it does. Names, texts, columns and exit codes are Docker's.
 
+pub mod attend;
+mod check;
+mod cleanup;
+mod exec;
 pub mod failure;
 pub mod format;
 mod images;
 mod import;
+mod inspect;
+mod kill;
+mod lifecycle;
 mod load;
+mod logs;
+mod prepare;
+mod ps;
+mod rm;
 mod rmi;
+mod run;
+pub mod signals;
+pub mod spec;
+pub mod stdio;
+mod stop;
+pub mod task;
+pub mod terminal;
 mod version;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -29,11 +48,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Args),
+    Exec(exec::Args),
     Images(images::Args),
     Import(import::Args),
+    Inspect(inspect::Args),
+    Kill(kill::Args),
     Load(load::Args),
+    Logs(logs::Args),
+    Ps(ps::Args),
+    Rm(rm::Args),
     Rmi(rmi::Args),
+    Run(run::Args),
+    Stop(stop::Args),
     Version(version::Args),
+    Wait(wait::Args),
+    #[command(hide = true)]
+    Cleanup(cleanup::Args),
 }
 
 /// What the verbs work on: the host's configuration and what lies on its disk.
@@ -44,7 +75,9 @@ pub(crate) struct Host {
 
 impl Host {
     fn open() -> Result<Self, Failure> {
-        Ok(Self { config: Config::load()? })
+        Ok(Self {
+            config: Config::load()?,
+        })
     }
 
     pub(crate) fn images(&self) -> Result<ImageStore, Failure> {
@@ -63,7 +96,11 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // A reader that went away has seen what it wanted.
             let _ = error.print();
-            let code = if error.use_stderr() { EXIT_OWN_ERROR } else { 0 };
+            let code = if error.use_stderr() {
+                EXIT_OWN_ERROR
+            } else {
+                0
+            };
             return ExitCode::from(code);
         }
     };
@@ -77,11 +114,22 @@ impl Command {
     fn run(self) -> Result<ExitCode, Failure> {
         let host = Host::open()?;
         match self {
+            Self::Check(args) => args.run(&host),
+            Self::Exec(args) => args.run(&host),
             Self::Images(args) => args.run(&host),
             Self::Import(args) => args.run(&host),
+            Self::Inspect(args) => args.run(&host),
+            Self::Kill(args) => args.run(&host),
             Self::Load(args) => args.run(&host),
+            Self::Logs(args) => args.run(&host),
+            Self::Ps(args) => args.run(&host),
+            Self::Rm(args) => args.run(&host),
             Self::Rmi(args) => args.run(&host),
+            Self::Run(args) => args.run(&host),
+            Self::Stop(args) => args.run(&host),
             Self::Version(args) => args.run(),
+            Self::Wait(args) => args.run(&host),
+            Self::Cleanup(args) => args.run(&host),
         }
     }
 }

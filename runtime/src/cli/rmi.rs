@@ -49,8 +49,13 @@ fn remove(
 ) -> Result<String, Failure> {
     let image = store.resolve(index, name)?;
     let tags: Vec<Reference> = index.tags_of(&image.id).cloned().collect();
-    let named = name.parse().ok().filter(|reference| tags.contains(reference));
-    let user = containers.iter().find(|container| container.image_id == image.id);
+    let named = name
+        .parse()
+        .ok()
+        .filter(|reference| tags.contains(reference));
+    let user = containers
+        .iter()
+        .find(|container| container.image_id == image.id);
     match (named, user) {
         (Some(reference), _) if tags.len() > 1 => {
             index.tags.remove(&reference);

@@ -19,3 +19,6 @@ pub mod store;
 pub mod tar_reader;
 pub mod unpack;
 pub mod workspace;
+
+#[cfg(test)]
+mod tests;

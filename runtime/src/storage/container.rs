@@ -91,6 +91,8 @@ pub struct ContainerRecord {
     pub environment: Vec<String>,
     pub read_only: bool,
     pub volumes: Vec<Volume>,
+    /// What `stop` sends, where the image says so.
+    pub stop_signal: Option<String>,
     /// CPU limit in billionths of a CPU, as Docker counts; 0 is none.
     pub nano_cpus: u64,
     /// Memory limit in bytes; 0 is none.
@@ -105,8 +107,15 @@ pub struct ContainerRecord {
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum State {
     Created,
-    Running { started: String },
-    Exited { started: Option<String>, finished: String, exit_code: u32, error: String },
+    Running {
+        started: String,
+    },
+    Exited {
+        started: Option<String>,
+        finished: String,
+        exit_code: u32,
+        error: String,
+    },
 }
 
 impl State {

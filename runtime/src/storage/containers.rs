@@ -23,7 +23,11 @@ const NAME_ATTEMPTS: u32 = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum ContainersError {
     #[error("cannot {action} {}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("No such container: {0}")]
     NoSuchContainer(String),
     #[error("more than one container has an id that begins with {0}; give more digits")]
@@ -36,7 +40,10 @@ pub enum ContainersError {
     #[error("no free name was found; give one with --name")]
     NoFreeName,
     #[error("the container record {} is damaged", path.display())]
-    Damaged { path: PathBuf, source: serde_json::Error },
+    Damaged {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error(transparent)]
     Name(#[from] names::NameError),
 }
@@ -53,7 +60,11 @@ impl Containers {
         let names = root.join("names");
         if !names.is_dir() {
             let mut builder = std::fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700).create(&names).map_err(failed("create", &names))?;
+            builder
+                .recursive(true)
+                .mode(0o700)
+                .create(&names)
+                .map_err(failed("create", &names))?;
         }
         Ok(Self { root })
     }
@@ -82,7 +93,10 @@ impl Containers {
     fn make(&self, record: &ContainerRecord) -> Result<(), ContainersError> {
         let directory = self.directory(&record.id);
         for path in [directory.path(), &directory.upper(), &directory.work()] {
-            std::fs::DirBuilder::new().mode(0o700).create(path).map_err(failed("create", path))?;
+            std::fs::DirBuilder::new()
+                .mode(0o700)
+                .create(path)
+                .map_err(failed("create", path))?;
         }
         let upper = directory.upper();
         crate::image::layer::set_mode(&upper).map_err(failed("set the mode of", &upper))?;
@@ -107,7 +121,10 @@ impl Containers {
                 return Ok(wanted);
             }
             if name.is_some() {
-                return Err(ContainersError::NameInUse { name: wanted, id: owner });
+                return Err(ContainersError::NameInUse {
+                    name: wanted,
+                    id: owner,
+                });
             }
         }
         Err(ContainersError::NoFreeName)
@@ -117,8 +134,10 @@ impl Containers {
     /// command that attends it, or one that holds its lock.
     pub fn save(&self, record: &ContainerRecord) -> Result<(), ContainersError> {
         let path = self.directory(&record.id).record();
-        let bytes = serde_json::to_vec(record)
-            .map_err(|source| ContainersError::Damaged { path: path.clone(), source })?;
+        let bytes = serde_json::to_vec(record).map_err(|source| ContainersError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
         atomic::replace(&path, &bytes, Durability::Process).map_err(failed("write", &path))
     }
 
@@ -150,7 +169,10 @@ impl Containers {
         if bare.is_empty() {
             return Err(missing());
         }
-        let mut matching = self.ids()?.into_iter().filter(|id| id.as_str().starts_with(bare));
+        let mut matching = self
+            .ids()?
+            .into_iter()
+            .filter(|id| id.as_str().starts_with(bare));
         match (matching.next(), matching.next()) {
             (Some(id), None) => Ok(id),
             (Some(_), Some(_)) => Err(ContainersError::Ambiguous(name.to_owned())),
@@ -241,7 +263,11 @@ impl Containers {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ContainersError {
     let path = path.to_owned();
-    move |source| ContainersError::Io { action, path, source }
+    move |source| ContainersError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -268,6 +294,7 @@ mod tests {
             environment: Vec::new(),
             read_only: false,
             volumes: Vec::new(),
+            stop_signal: None,
             nano_cpus: 0,
             memory: 0,
             attendant: None,
@@ -299,9 +326,10 @@ mod tests {
         }
         let ids = containers.ids().unwrap();
         let first = |id: &ContainerId| id.as_str()[..1].to_owned();
-        let twice = ids.iter().map(first).find(|digit| {
-            ids.iter().filter(|id| first(id) == *digit).count() > 1
-        });
+        let twice = ids
+            .iter()
+            .map(first)
+            .find(|digit| ids.iter().filter(|id| first(id) == *digit).count() > 1);
         let error = containers.resolve(&twice.unwrap()).unwrap_err();
         assert!(matches!(error, ContainersError::Ambiguous(_)));
     }

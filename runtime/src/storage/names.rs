@@ -25,8 +25,13 @@ const NOUNS: [&str; 32] = [
 /// dropped.
 pub fn check(name: &str) -> Result<&str, NameError> {
     let bare = name.strip_prefix('/').unwrap_or(name);
-    let first = bare.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let rest = bare.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    let first = bare
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = bare
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
     if first && rest && (2..=128).contains(&bare.len()) {
         Ok(bare)
     } else {
@@ -40,7 +45,11 @@ pub fn random(attempt: u32) -> String {
     fill_random(&mut bytes);
     let pick = |words: &[&'static str; 32], byte: u8| words[usize::from(byte % 32)];
     let name = format!("{}_{}", pick(&ADJECTIVES, bytes[0]), pick(&NOUNS, bytes[1]));
-    if attempt == 0 { name } else { format!("{name}{}", u16::from_ne_bytes([bytes[2], bytes[3]])) }
+    if attempt == 0 {
+        name
+    } else {
+        format!("{name}{}", u16::from_ne_bytes([bytes[2], bytes[3]]))
+    }
 }
 
 #[cfg(test)]
@@ -51,7 +60,17 @@ mod tests {
     fn names_are_single_plain_words() {
         assert_eq!(check("web-1"), Ok("web-1"));
         assert_eq!(check("/web.1_a"), Ok("web.1_a"));
-        for name in ["", "a", ".hidden", "-x", "a/b", "a b", "..", "é1", &"a".repeat(129)] {
+        for name in [
+            "",
+            "a",
+            ".hidden",
+            "-x",
+            "a/b",
+            "a b",
+            "..",
+            "é1",
+            &"a".repeat(129),
+        ] {
             assert_eq!(check(name), Err(NameError(name.to_owned())));
         }
     }

@@ -25,7 +25,10 @@ pub fn overlay_options(
     lower: &[PathBuf],
     container: &ContainerDirectory,
 ) -> Result<Vec<String>, RootfsError> {
-    let lower_text = lower.iter().map(|path| text(path)).collect::<Result<Vec<_>, _>>()?;
+    let lower_text = lower
+        .iter()
+        .map(|path| text(path))
+        .collect::<Result<Vec<_>, _>>()?;
     let options = vec![
         // No NFS export and no file handles are needed, and with an index two
         // containers could not share their layers' inodes.
@@ -36,7 +39,10 @@ pub fn overlay_options(
     ];
     let length = options.iter().map(|option| option.len() + 1).sum::<usize>() - 1;
     if length > MAX_OPTIONS {
-        return Err(RootfsError::Options { layers: lower.len(), length });
+        return Err(RootfsError::Options {
+            layers: lower.len(),
+            length,
+        });
     }
     Ok(options)
 }
@@ -57,13 +63,18 @@ mod tests {
     }
 
     fn lower(count: usize) -> Vec<PathBuf> {
-        (0..count).map(|link| format!("/var/lib/lazaret/l/{}", 99_000 + link).into()).collect()
+        (0..count)
+            .map(|link| format!("/var/lib/lazaret/l/{}", 99_000 + link).into())
+            .collect()
     }
 
     #[test]
     fn the_topmost_layer_comes_first() {
         let options = overlay_options(&lower(2), &container()).unwrap();
-        assert_eq!(options[1], "lowerdir=/var/lib/lazaret/l/99000:/var/lib/lazaret/l/99001");
+        assert_eq!(
+            options[1],
+            "lowerdir=/var/lib/lazaret/l/99000:/var/lib/lazaret/l/99001"
+        );
         assert!(options[2].starts_with("upperdir=/var/lib/lazaret/containers/aaa"));
     }
 
@@ -77,6 +88,9 @@ mod tests {
     #[test]
     fn characters_of_the_option_syntax_are_refused() {
         let odd = ContainerDirectory::new("/var/lib/a:b".into());
-        assert!(matches!(overlay_options(&lower(1), &odd), Err(RootfsError::Path(_))));
+        assert!(matches!(
+            overlay_options(&lower(1), &odd),
+            Err(RootfsError::Path(_))
+        ));
     }
 }

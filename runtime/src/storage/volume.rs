@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 pub enum VolumeError {
     #[error("invalid volume specification `{0}`: HOST:CONTAINER or HOST:CONTAINER:ro is needed")]
     Format(String),
-    #[error("invalid volume specification `{spec}`: unknown option `{option}`, ro and rw are known")]
+    #[error(
+        "invalid volume specification `{spec}`: unknown option `{option}`, ro and rw are known"
+    )]
     Option { spec: String, option: String },
     #[error(
         "invalid volume specification `{0}`: the host's path must be absolute (named volumes are \
@@ -49,7 +51,9 @@ impl FromStr for Volume {
         let (Some(source), Some(destination)) = (parts.next(), parts.next()) else {
             return Err(VolumeError::Format(spec.to_owned()));
         };
-        let read_only = parts.next().map_or(Ok(false), |options| read_only(spec, options))?;
+        let read_only = parts
+            .next()
+            .map_or(Ok(false), |options| read_only(spec, options))?;
         if parts.next().is_some() || source.is_empty() || destination.is_empty() {
             return Err(VolumeError::Format(spec.to_owned()));
         }
@@ -60,14 +64,21 @@ impl FromStr for Volume {
         if !destination.is_absolute() {
             return Err(VolumeError::RelativeDestination(spec.to_owned()));
         }
-        if destination.components().any(|component| component == Component::ParentDir) {
+        if destination
+            .components()
+            .any(|component| component == Component::ParentDir)
+        {
             return Err(VolumeError::Parent(spec.to_owned()));
         }
         let destination: PathBuf = destination.components().collect();
         if destination == Path::new("/") {
             return Err(VolumeError::Root(spec.to_owned()));
         }
-        Ok(Self { source: source.to_owned(), destination, read_only })
+        Ok(Self {
+            source: source.to_owned(),
+            destination,
+            read_only,
+        })
     }
 }
 
@@ -79,7 +90,10 @@ fn read_only(spec: &str, options: &str) -> Result<bool, VolumeError> {
             "rw" => {}
             option => {
                 let option = option.to_owned();
-                return Err(VolumeError::Option { spec: spec.to_owned(), option });
+                return Err(VolumeError::Option {
+                    spec: spec.to_owned(),
+                    option,
+                });
             }
         }
     }
@@ -96,7 +110,10 @@ impl Volume {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(VolumeError::Missing(self.source.clone()))
             }
-            Err(source) => Err(VolumeError::Source { path: self.source.clone(), source }),
+            Err(source) => Err(VolumeError::Source {
+                path: self.source.clone(),
+                source,
+            }),
         }
     }
 }
@@ -105,7 +122,10 @@ impl Volume {
 pub fn check_all(volumes: &[Volume]) -> Result<(), VolumeError> {
     for (index, volume) in volumes.iter().enumerate() {
         volume.check()?;
-        if volumes[..index].iter().any(|other| other.destination == volume.destination) {
+        if volumes[..index]
+            .iter()
+            .any(|other| other.destination == volume.destination)
+        {
             return Err(VolumeError::Duplicate(volume.destination.clone()));
         }
     }
@@ -154,8 +174,14 @@ mod tests {
         check_all(&[volume(directory.path())]).unwrap();
         check_all(&[volume(&file)]).unwrap();
         let missing = directory.path().join("missing");
-        assert!(matches!(check_all(&[volume(&missing)]), Err(VolumeError::Missing(_))));
-        assert!(matches!(check_all(&[volume(Path::new("/dev/null"))]), Err(VolumeError::Kind(_))));
+        assert!(matches!(
+            check_all(&[volume(&missing)]),
+            Err(VolumeError::Missing(_))
+        ));
+        assert!(matches!(
+            check_all(&[volume(Path::new("/dev/null"))]),
+            Err(VolumeError::Kind(_))
+        ));
         let twice = [volume(&file), volume(directory.path())];
         assert!(matches!(check_all(&twice), Err(VolumeError::Duplicate(_))));
     }

@@ -1,0 +1,344 @@
+//! The Task API of a sandbox process, from its client's side.
+//! <https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md>
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use containerd_shim_protos::api::{
+    CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount,
+    ResizePtyRequest, ShutdownRequest, StartRequest, WaitRequest,
+};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim_async::{Client, TaskClient};
+use rustix::termios::Winsize;
+use ttrpc::Code;
+use ttrpc::context::Context;
+
+use super::failure::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR};
+use super::stdio::Fifos;
+
+/// Sandboxes of the command, as opposed to those of an engine.
+const NAMESPACE: &str = "lazaret";
+
+/// Told by the sandbox process when a detached container has ended.
+const EXIT_COMMAND_ENV: &str = "LAZARET_EXIT_COMMAND";
+
+/// What containerd puts in front of a process's specification.
+const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    #[error("cannot run the sandbox process {}", path.display())]
+    Spawn {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Start(String),
+    #[error("the sandbox process gave the address `{0}`, which is not a unix socket's")]
+    Address(String),
+    #[error("cannot connect to the sandbox process at {address}")]
+    Connect {
+        address: String,
+        source: ttrpc::Error,
+    },
+    #[error("{0}")]
+    Status(String, Code),
+    #[error("the connection to the sandbox process is lost")]
+    Lost(#[source] ttrpc::Error),
+}
+
+impl TaskError {
+    fn of(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => {
+                Self::Status(status.message().to_owned(), status.code())
+            }
+            error => Self::Lost(error),
+        }
+    }
+
+    /// The exit code that Docker gives for an error of starting a process.
+    pub fn start_exit_code(&self) -> u8 {
+        match self {
+            Self::Status(_, Code::NOT_FOUND) => EXIT_NOT_FOUND,
+            Self::Status(_, Code::PERMISSION_DENIED) => EXIT_NOT_EXECUTABLE,
+            _ => EXIT_OWN_ERROR,
+        }
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status(_, Code::NOT_FOUND))
+    }
+}
+
+/// How the sandbox process of a new container is started.
+#[derive(Debug)]
+pub struct SandboxStart<'a> {
+    pub shim: &'a Path,
+    pub id: &'a str,
+    pub bundle: &'a Path,
+    /// This program, if it is to be told of the container's end.
+    pub exit_command: Option<PathBuf>,
+}
+
+/// Starts a sandbox process and gives the address of its Task API.
+pub async fn start_sandbox(start: SandboxStart<'_>) -> Result<String, TaskError> {
+    let mut command = tokio::process::Command::new(start.shim);
+    command
+        .args([
+            "-namespace",
+            NAMESPACE,
+            "-id",
+            start.id,
+            "-address",
+            "",
+            "-bundle",
+        ])
+        .arg(start.bundle)
+        .arg("start")
+        .current_dir(start.bundle)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A terminal's Ctrl-C is for this command to handle.
+        .process_group(0);
+    if let Some(program) = start.exit_command {
+        command.env(EXIT_COMMAND_ENV, program);
+    }
+    let output = command.output().await;
+    let output = output.map_err(|source| TaskError::Spawn {
+        path: start.shim.to_owned(),
+        source,
+    })?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let text = text.trim();
+        let text = if text.is_empty() {
+            "the sandbox process did not start"
+        } else {
+            text
+        };
+        return Err(TaskError::Start(text.to_owned()));
+    }
+    address(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// A bare address, or containerd's JSON around it.
+fn address(reply: &str) -> Result<String, TaskError> {
+    let reply = reply.trim();
+    let address = match serde_json::from_str::<serde_json::Value>(reply) {
+        Ok(reply) => reply["address"].as_str().unwrap_or_default().to_owned(),
+        Err(_) => reply.to_owned(),
+    };
+    if address.starts_with("unix://") {
+        Ok(address)
+    } else {
+        Err(TaskError::Address(address))
+    }
+}
+
+/// A connection to the sandbox process of one container.
+#[derive(Clone)]
+pub struct Task {
+    client: TaskClient,
+    id: String,
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Task")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Task {
+    pub async fn connect(address: &str, id: &str) -> Result<Self, TaskError> {
+        let client = Client::connect(address)
+            .await
+            .map_err(|source| TaskError::Connect {
+                address: address.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            client: TaskClient::new(client),
+            id: id.to_owned(),
+        })
+    }
+
+    pub async fn create(
+        &self,
+        bundle: &Path,
+        overlay: Vec<String>,
+        stdio: &Fifos,
+        terminal: bool,
+    ) -> Result<(), TaskError> {
+        let rootfs = Mount {
+            type_: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            options: overlay,
+            ..Mount::default()
+        };
+        let request = CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: bundle.to_string_lossy().into_owned(),
+            rootfs: vec![rootfs],
+            terminal,
+            stdin: stdio.stdin_path(),
+            stdout: stdio.stdout_path(),
+            stderr: stdio.stderr_path(),
+            ..CreateTaskRequest::default()
+        };
+        self.client
+            .create(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    pub async fn start(&self, exec: &str) -> Result<(), TaskError> {
+        let request = StartRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            ..StartRequest::default()
+        };
+        self.client
+            .start(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    pub async fn exec(
+        &self,
+        exec: &str,
+        process: &serde_json::Value,
+        stdio: &Fifos,
+        terminal: bool,
+    ) -> Result<(), TaskError> {
+        let spec = Any {
+            type_url: PROCESS_TYPE_URL.to_owned(),
+            value: process.to_string().into_bytes(),
+            ..Any::default()
+        };
+        let request = ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            terminal,
+            stdin: stdio.stdin_path(),
+            stdout: stdio.stdout_path(),
+            stderr: stdio.stderr_path(),
+            spec: MessageField::some(spec),
+            ..ExecProcessRequest::default()
+        };
+        self.client
+            .exec(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    /// Waits for the process's end and gives its exit status.
+    pub async fn wait(&self, exec: &str) -> Result<u32, TaskError> {
+        let request = WaitRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            ..WaitRequest::default()
+        };
+        let reply = self.client.wait(Context::default(), &request).await;
+        Ok(reply.map_err(TaskError::of)?.exit_status)
+    }
+
+    pub async fn kill(&self, exec: &str, signal: u32) -> Result<(), TaskError> {
+        let request = KillRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            signal,
+            ..KillRequest::default()
+        };
+        self.client
+            .kill(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    pub async fn resize(&self, exec: &str, size: Winsize) -> Result<(), TaskError> {
+        let request = ResizePtyRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            width: size.ws_col.into(),
+            height: size.ws_row.into(),
+            ..ResizePtyRequest::default()
+        };
+        self.client
+            .resize_pty(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    pub async fn close_stdin(&self, exec: &str) -> Result<(), TaskError> {
+        let request = CloseIORequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            stdin: true,
+            ..CloseIORequest::default()
+        };
+        self.client
+            .close_io(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    pub async fn delete(&self, exec: &str) -> Result<(), TaskError> {
+        let request = DeleteRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            ..DeleteRequest::default()
+        };
+        self.client
+            .delete(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+
+    pub async fn shutdown(&self) -> Result<(), TaskError> {
+        let request = ShutdownRequest {
+            id: self.id.clone(),
+            ..ShutdownRequest::default()
+        };
+        self.client
+            .shutdown(Context::default(), &request)
+            .await
+            .map_err(TaskError::of)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_the_reply_are_read() {
+        let bare = "unix:///run/lazaret/sandboxes/a/task.sock";
+        assert_eq!(address(&format!("{bare}\n")).unwrap(), bare);
+        let json = format!(r#"{{"version":3,"address":"{bare}","protocol":"ttrpc"}}"#);
+        assert_eq!(address(&json).unwrap(), bare);
+        assert!(matches!(address("tcp://x"), Err(TaskError::Address(_))));
+        assert!(matches!(address(""), Err(TaskError::Address(_))));
+    }
+
+    #[test]
+    fn errors_of_starting_have_dockers_exit_codes() {
+        let error = |code| TaskError::Status(String::new(), code);
+        assert_eq!(error(Code::NOT_FOUND).start_exit_code(), 127);
+        assert_eq!(error(Code::PERMISSION_DENIED).start_exit_code(), 126);
+        assert_eq!(error(Code::INTERNAL).start_exit_code(), 125);
+    }
+}
