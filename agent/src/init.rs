@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat, symlink};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{chroot, fchdir};
+use rustix::process::{Resource, Rlimit, chroot, fchdir, setrlimit};
 
 use crate::container::{Attributes, Reach, attach, clone_tree, set_attributes};
 use crate::failure::{OrFail, Result};
@@ -16,6 +16,9 @@ use crate::loopback;
 
 /// Where the hierarchy of cgroups is mounted in the guest.
 pub const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+/// `fs.nr_open`, the most that a process may have.
+const FILES_MAX: u64 = 1 << 20;
 
 struct Early {
     kind: &'static str,
@@ -90,6 +93,12 @@ pub fn prepare_guest() -> Result<()> {
         symlink(target, link).or_fail(|| format!("link {link}"))?;
     }
     loopback::up().or_fail(|| "bring the loopback up")?;
+    // A few descriptors for each process of each container.
+    let files = Rlimit {
+        current: Some(FILES_MAX),
+        maximum: Some(FILES_MAX),
+    };
+    setrlimit(Resource::Nofile, files).or_fail(|| "raise the limit of open files")?;
     // Losing the agent would lose every container.
     fs::write("/proc/self/oom_score_adj", "-1000").or_fail(|| "protect the agent from OOM")
 }

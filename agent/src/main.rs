@@ -2,6 +2,7 @@
 //! the stage that turns into a container's process (first argument `container-init`).
 
 use std::env;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,12 +102,15 @@ async fn send_log(records: Records) {
 
 async fn accept_streams(connections: VsockListener, streams: &Streams) -> anyhow::Result<()> {
     loop {
-        let (connection, peer) = connections
-            .accept()
-            .await
-            .context("accept a stream connection")?;
-        if peer.cid() == ports::HOST_CID {
-            streams.park(peer.port(), connection.into());
+        match connections.accept().await {
+            Ok((connection, peer)) if peer.cid() == ports::HOST_CID => {
+                streams.park(peer.port(), connection.into());
+            }
+            // Only the host has business here.
+            Ok(_) => {}
+            // This connection's trouble: the next one may fare better.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(error) => return Err(error).context("accept a stream connection"),
         }
     }
 }

@@ -35,7 +35,15 @@ pub struct Sandbox {
     workshop: Arc<Workshop>,
     streams: Arc<Streams>,
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
-    shared_mounted: Mutex<bool>,
+    prepared: Mutex<Prepared>,
+}
+
+/// What the first container that needs it has had done: the agent greets the host
+/// sooner without.
+#[derive(Debug, Default)]
+struct Prepared {
+    cgroups: bool,
+    shared: bool,
 }
 
 impl Sandbox {
@@ -44,8 +52,6 @@ impl Sandbox {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let program = openat(CWD, &config.program, flags, Mode::empty())
             .or_fail(|| format!("open {}", config.program.display()))?;
-        cgroup::enable_controllers(&config.cgroup_mount)?;
-        cgroup::make_parent(&config.cgroup_mount.join(CGROUP_PARENT))?;
         let workshop = Workshop {
             program,
             reaper: Reaper::start()?,
@@ -55,7 +61,7 @@ impl Sandbox {
             workshop: Arc::new(workshop),
             streams,
             containers: Mutex::default(),
-            shared_mounted: Mutex::new(false),
+            prepared: Mutex::default(),
         })
     }
 
@@ -71,12 +77,15 @@ impl Sandbox {
             .ok_or_else(|| exists(format!("container {id}")))?;
         let connections = Connections::take(&self.streams, stdio).await?;
         let spec = parse_spec(spec_json)?;
-        if uses_shared_directory(&spec) {
-            self.mount_shared()?;
-        }
+        self.prepare(uses_shared_directory(&spec))?;
         let workshop = Arc::clone(&self.workshop);
         let container = Container::create(workshop, id, &spec, spec_json, connections).await?;
         let pid = container.process("")?.pid();
+        tracing::info!(
+            container = container.id().as_str(),
+            pid,
+            "container created"
+        );
         reserved.fill(Arc::new(container));
         Ok(pid)
     }
@@ -128,22 +137,31 @@ impl Sandbox {
         }
     }
 
-    /// Mounts the host's shared directory when the first container needs it.
-    fn mount_shared(&self) -> Result<()> {
-        let mut mounted = self.shared_mounted.lock();
-        if *mounted {
-            return Ok(());
+    fn prepare(&self, needs_shared: bool) -> Result<()> {
+        let mut prepared = self.prepared.lock();
+        if !prepared.cgroups {
+            let mount = &self.workshop.cgroup_mount;
+            cgroup::enable_controllers(mount)?;
+            cgroup::make_parent(&mount.join(CGROUP_PARENT))?;
+            prepared.cgroups = true;
         }
-        let doing = || format!("mount the shared directory on {GUEST_SHARED_DIR}");
-        std::fs::create_dir_all(GUEST_SHARED_DIR).or_fail(doing)?;
-        let made = new_file_system("virtiofs", Path::new(SHARED_TAG), &[])
-            .map_err(|text| Failure::internal(format!("{}: {text}", doing())))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let place = openat(CWD, GUEST_SHARED_DIR, flags, Mode::empty()).or_fail(doing)?;
-        attach(made.as_fd(), place.as_fd()).or_fail(doing)?;
-        *mounted = true;
+        if needs_shared && !prepared.shared {
+            mount_shared()?;
+            prepared.shared = true;
+        }
         Ok(())
     }
+}
+
+/// Mounts the host's shared directory.
+fn mount_shared() -> Result<()> {
+    let doing = || format!("mount the shared directory on {GUEST_SHARED_DIR}");
+    std::fs::create_dir_all(GUEST_SHARED_DIR).or_fail(doing)?;
+    let made = new_file_system("virtiofs", Path::new(SHARED_TAG), &[])
+        .map_err(|text| Failure::internal(format!("{}: {text}", doing())))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = openat(CWD, GUEST_SHARED_DIR, flags, Mode::empty()).or_fail(doing)?;
+    attach(made.as_fd(), place.as_fd()).or_fail(doing)
 }
 
 /// Tells the guest who and when it is.

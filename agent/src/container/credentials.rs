@@ -7,7 +7,7 @@ use oci_spec::runtime::{
 };
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setrlimit, umask};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
@@ -45,6 +45,20 @@ impl Sets {
             ambient: set(LinuxCapabilities::ambient),
         }
     }
+}
+
+/// Descriptors that a process may open where the spec does not say: what most
+/// distributions give to a login, and not the agent's own limit.
+const FILES_SOFT: u64 = 1024;
+const FILES_HARD: u64 = 524_288;
+
+pub(crate) fn set_default_rlimits() -> Result<()> {
+    let own = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let files = Rlimit {
+        current: Some(FILES_SOFT.min(own)),
+        maximum: Some(FILES_HARD.min(own)),
+    };
+    setrlimit(Resource::Nofile, files).or_fail(|| "set the default rlimits")
 }
 
 pub(crate) fn set_rlimits(limits: &[PosixRlimit]) -> Result<()> {

@@ -293,6 +293,10 @@ impl Container {
         Ok(())
     }
 
+    pub(crate) fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
     fn not_running(&self) -> Failure {
         Failure::new(
             Code::FailedPrecondition,

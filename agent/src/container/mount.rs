@@ -8,7 +8,7 @@ use std::path::Path;
 use std::{mem, ptr};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
+use rustix::fs::{CWD, FileType, OFlags, fstat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -246,7 +246,7 @@ pub(crate) fn mask(root: &Root, path: &Path) -> Result<()> {
         set_attributes(empty.as_fd(), Attributes::READ_ONLY, Reach::One).or_fail(doing)?;
         empty
     } else {
-        let null = open_null(root).or_fail(doing)?;
+        let null = open_null(root, OFlags::PATH).or_fail(doing)?;
         clone_tree(null.as_fd(), Path::new(""), Reach::One).or_fail(doing)?
     };
     attach(cover.as_fd(), place.as_fd()).or_fail(doing)
@@ -272,19 +272,14 @@ fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>> {
 }
 
 /// The container's /dev/null, proved to be the null device.
-pub(crate) fn open_null(root: &Root) -> io::Result<OwnedFd> {
-    let null = root.place(Path::new("/dev/null"))?;
-    let stat = statat(&null, "", AtFlags::EMPTY_PATH)?;
-    let device = rustix::fs::makedev(1, 3);
-    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != device
-    {
-        return Err(io::Error::other("/dev/null is not the null device"));
+pub(crate) fn open_null(root: &Root, flags: OFlags) -> io::Result<OwnedFd> {
+    let null = root.open(Path::new("/dev/null"), flags)?;
+    let stat = fstat(&null)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if is_null {
+        Ok(null)
+    } else {
+        Err(io::Error::other("/dev/null is not the null device"))
     }
-    Ok(null)
-}
-
-/// Opens a place that [`Root`] has found; magic links of /proc lead nowhere else.
-pub(crate) fn reopen(place: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-    openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty())
 }

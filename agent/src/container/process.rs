@@ -103,6 +103,7 @@ impl Launch<'_> {
         let ended = Arc::new(AtomicBool::new(false));
         let (sender, exit) = watch::channel(None);
         let watch = ExitWatch {
+            pid: spawned.pid.as_raw_nonzero().get(),
             status,
             ended: Arc::clone(&ended),
             stdio: Arc::clone(&stdio),
@@ -152,6 +153,7 @@ async fn created(socket: &AgentSocket, pending: &mut Pending) -> Result<Stdio> {
 
 /// Follows one process to its end.
 struct ExitWatch {
+    pid: i32,
     status: oneshot::Receiver<ExitStatus>,
     ended: Arc<AtomicBool>,
     stdio: Arc<Stdio>,
@@ -173,6 +175,7 @@ impl ExitWatch {
             tracing::warn!(%failure, "processes of an ended container may be left");
         }
         self.stdio.finish().await;
+        tracing::info!(pid = self.pid, status, oom_killed, "process ended");
         Exit {
             status,
             at_ns,

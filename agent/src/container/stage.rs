@@ -13,13 +13,13 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use oci_spec::runtime::{Process, Spec};
-use rustix::fs::{FileType, OFlags, Uid, fchown, fstat};
+use rustix::fs::{FileType, OFlags, Uid, fchown, fcntl_setfl, fstat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 
 use super::exec::{Program, change_directory};
-use super::mount::{open_null, reopen};
+use super::mount::open_null;
 use super::path::Root;
 use super::spawn::{CONTAINER_PIDFD, INPUT_FD, SYNC_FD};
 use super::sync::StageSocket;
@@ -119,6 +119,7 @@ fn isolate(process: &Process) -> Result<()> {
     let score = process.oom_score_adj().unwrap_or_default();
     std::fs::write("/proc/self/oom_score_adj", score.to_string())
         .or_fail(|| format!("set oom_score_adj {score}"))?;
+    credentials::set_default_rlimits()?;
     setsid().or_fail(|| "make a session")?;
     Ok(())
 }
@@ -159,8 +160,10 @@ fn prepare_stdio(root: &Root, process: &Process) -> Result<()> {
 
 fn reopen_null(root: &Root, number: usize) -> Result<()> {
     let doing = || "open the container's /dev/null";
-    let place = open_null(root).or_fail(doing)?;
-    let null = reopen(place.as_fd(), OFlags::RDWR).or_fail(doing)?;
+    // Non-blocking, as what is there may be a FIFO that nobody writes to.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let null = open_null(root, flags).or_fail(doing)?;
+    fcntl_setfl(&null, OFlags::empty()).or_fail(doing)?;
     match number {
         0 => dup2_stdin(&null),
         1 => dup2_stdout(&null),
