@@ -9,6 +9,7 @@
 //! its queues. `activate` moves the queues to wherever the device serves them
 //! (the event loop, or a thread of its own); `reset` takes everything back.
 
+pub mod fs;
 pub mod mmio;
 
 use std::sync::Arc;
