@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+/// Names another file than [`CONFIG_PATH`], for tests.
+pub const CONFIG_ENV: &str = "LAZARET_CONFIG";
+
 /// Where the configuration is looked for.
 pub const CONFIG_PATH: &str = "/etc/lazaret/config.toml";
 
@@ -45,6 +48,13 @@ pub struct Config {
     pub shim: PathBuf,
     /// Images and containers of the `lazaret` command.
     pub data_dir: PathBuf,
+    /// Sandboxes that run: sockets, logs, state. Does not outlive the host.
+    pub run_dir: PathBuf,
+    /// Put each microVM into a cgroup (v2) of the host with its memory, CPU and
+    /// process limits. Off, only the limits inside the guest hold.
+    pub host_cgroup: bool,
+    /// How long a microVM may take from its start to an agent that answers.
+    pub boot_timeout_s: u32,
     /// Memory of a microVM where the container sets no limit.
     pub memory_mib: u32,
     /// Virtual CPUs of a microVM where the container sets no limit.
@@ -94,7 +104,8 @@ impl ImageLimits {
 impl Config {
     /// Reads the host's configuration; a missing file means the defaults.
     pub fn load() -> Result<Self, ConfigError> {
-        Self::load_from(Path::new(CONFIG_PATH))
+        let path = std::env::var_os(CONFIG_ENV);
+        Self::load_from(path.as_deref().map_or(Path::new(CONFIG_PATH), Path::new))
     }
 
     pub fn load_from(path: &Path) -> Result<Self, ConfigError> {
@@ -132,6 +143,7 @@ impl Config {
             ("vmm", &self.vmm),
             ("shim", &self.shim),
             ("data_dir", &self.data_dir),
+            ("run_dir", &self.run_dir),
         ] {
             if !value.is_absolute() {
                 return refuse(
@@ -161,6 +173,9 @@ impl Config {
             vmm: prefix.join("libexec/lazaret/lazaret-vmm"),
             shim: prefix.join("bin/containerd-shim-lazaret-v2"),
             data_dir: PathBuf::from("/var/lib/lazaret"),
+            run_dir: PathBuf::from("/run/lazaret"),
+            host_cgroup: true,
+            boot_timeout_s: 60,
             memory_mib: 512,
             vcpus: 1,
             image: ImageLimits::default(),

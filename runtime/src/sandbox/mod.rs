@@ -1,0 +1,295 @@
+//! The sandbox: one microVM, its containers, and everything on the host that
+//! belongs to them.
+//!
+//! ```text
+//! Preparing ──▶ Booting ──▶ Ready ──▶ Ended
+//!     └────────────┴──────────────────▲
+//! ```
+//! [`Sandbox::run`] (in `life.rs`) takes the microVM through these phases, and
+//! is the only place that ends it; requests (in `request.rs`) wait for the phase
+//! they need. A request's work goes on when its client has gone.
+
+pub mod cgroup;
+pub mod config;
+mod error;
+mod event;
+pub mod id;
+mod life;
+mod log;
+pub mod mounts;
+pub mod plan;
+mod request;
+pub mod state;
+pub mod store;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+pub use error::{BootError, Chain, SandboxError};
+pub use event::{Event, EventSink};
+pub use log::SandboxLog;
+pub use request::{CreateRequest, ExecRequest, ProcessState};
+
+use crate::agent::{AgentClient, GuestPorts};
+use crate::config::Config;
+use crate::container::Container;
+use cgroup::Cgroup;
+use id::{ContainerId, SandboxId};
+use mounts::SharedDir;
+use state::SandboxState;
+use store::SandboxDir;
+
+/// Where the microVM is in its life.
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Nothing is there to mount into yet.
+    Preparing,
+    /// The VMM runs.
+    Booting,
+    /// The agent answers.
+    Ready(AgentClient),
+    /// Nothing of the microVM is left; the text says why.
+    Ended(Arc<str>),
+}
+
+/// A request to end the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// Its engine is done with it: leave nothing.
+    Shutdown,
+    /// Nobody asked for the results yet: leave the state of its containers.
+    Quit,
+}
+
+/// What is known of the VMM once it runs.
+#[derive(Debug)]
+struct VmmFacts {
+    pid: u32,
+    start_time: Option<u64>,
+    vcpus: u8,
+}
+
+/// What the sandbox process was started with.
+#[derive(Debug)]
+pub struct Setup {
+    pub id: SandboxId,
+    pub namespace: String,
+    /// Of the container that makes the sandbox.
+    pub bundle: std::path::PathBuf,
+    pub config: Config,
+    pub dir: SandboxDir,
+    pub cgroup: Cgroup,
+    pub log: Arc<SandboxLog>,
+}
+
+pub struct Sandbox {
+    setup: Setup,
+    events: EventSink,
+    guest_ports: GuestPorts,
+    phase: watch::Sender<Phase>,
+    shared: OnceLock<SharedDir>,
+    vmm: OnceLock<VmmFacts>,
+    containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+    close: watch::Sender<Option<Close>>,
+    /// Why the microVM must end, where it is not its own doing.
+    fault: watch::Sender<Option<String>>,
+    /// Ticks with each change of a container.
+    changes: watch::Sender<u64>,
+    clients: watch::Sender<usize>,
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox")
+            .field("id", &self.setup.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connected client; its drop is its disconnection.
+#[derive(Debug)]
+pub struct Client {
+    sandbox: Arc<Sandbox>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.sandbox.clients.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Sandbox {
+    pub fn new(setup: Setup, events: EventSink) -> Arc<Self> {
+        Arc::new(Self {
+            guest_ports: GuestPorts::new(setup.dir.vsock_socket()),
+            setup,
+            events,
+            phase: watch::Sender::new(Phase::Preparing),
+            shared: OnceLock::new(),
+            vmm: OnceLock::new(),
+            containers: Mutex::default(),
+            close: watch::Sender::new(None),
+            fault: watch::Sender::new(None),
+            changes: watch::Sender::new(0),
+            clients: watch::Sender::new(0),
+        })
+    }
+
+    pub fn id(&self) -> &SandboxId {
+        &self.setup.id
+    }
+
+    /// Counts a client in.
+    pub fn client(self: &Arc<Self>) -> Client {
+        self.clients.send_modify(|count| *count += 1);
+        Client {
+            sandbox: Arc::clone(self),
+        }
+    }
+
+    /// Answers when no client is connected.
+    pub async fn deserted(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.clients.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Asks the sandbox to end. The first to ask says how.
+    pub fn close(&self, close: Close) {
+        self.close.send_if_modified(|asked| {
+            let first = asked.is_none();
+            if first {
+                *asked = Some(close);
+            }
+            first
+        });
+    }
+
+    async fn close_asked(&self) -> Close {
+        let mut asked = self.close.subscribe();
+        loop {
+            if let Some(close) = *asked.borrow_and_update() {
+                return close;
+            }
+            // The sender lives as long as `self`.
+            let _ = asked.changed().await;
+        }
+    }
+
+    /// Ends the microVM because of something it did.
+    fn fail(&self, reason: String) {
+        self.fault.send_if_modified(|fault| {
+            let first = fault.is_none();
+            if first {
+                *fault = Some(reason);
+            }
+            first
+        });
+    }
+
+    async fn failed(&self) -> String {
+        let mut fault = self.fault.subscribe();
+        loop {
+            if let Some(reason) = &*fault.borrow_and_update() {
+                return reason.clone();
+            }
+            let _ = fault.changed().await;
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to mount into.
+    async fn prepared(&self) -> Result<&SharedDir, SandboxError> {
+        let mut phase = self.phase.subscribe();
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Preparing => {}
+                Phase::Ended(reason) => return Err(SandboxError::Ended(reason.to_string())),
+                Phase::Booting | Phase::Ready(_) => {
+                    let shared = self.shared.get();
+                    return shared.ok_or_else(|| SandboxError::Ended("not prepared".to_owned()));
+                }
+            }
+            let _ = phase.changed().await;
+        }
+    }
+
+    /// Waits for the agent.
+    async fn agent(&self) -> Result<AgentClient, SandboxError> {
+        let mut phase = self.phase.subscribe();
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Preparing | Phase::Booting => {}
+                Phase::Ready(agent) => return Ok(agent.clone()),
+                Phase::Ended(reason) => return Err(SandboxError::Ended(reason.to_string())),
+            }
+            let _ = phase.changed().await;
+        }
+    }
+
+    /// The agent if it is there now.
+    fn agent_now(&self) -> Option<AgentClient> {
+        match &*self.phase.borrow() {
+            Phase::Ready(agent) => Some(agent.clone()),
+            _ => None,
+        }
+    }
+
+    /// Answers why, once nothing of the microVM is left.
+    async fn ended(&self) -> Arc<str> {
+        let mut phase = self.phase.subscribe();
+        loop {
+            if let Phase::Ended(reason) = &*phase.borrow_and_update() {
+                return Arc::clone(reason);
+            }
+            let _ = phase.changed().await;
+        }
+    }
+
+    /// The number under which the host knows all processes of the guest.
+    fn pid(&self) -> Option<u32> {
+        self.vmm.get().map(|vmm| vmm.pid)
+    }
+
+    /// Notes a change: writes the state down, and wakes who waits for changes.
+    fn changed(&self) {
+        let path = self.setup.dir.state();
+        if let Err(err) = self.state().write(&path) {
+            tracing::error!("cannot write {}: {err}", path.display());
+        }
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn state(&self) -> SandboxState {
+        let pid = std::process::id();
+        let ended = matches!(*self.phase.borrow(), Phase::Ended(_));
+        let vmm = self.vmm.get().filter(|_| !ended);
+        SandboxState {
+            pid,
+            start_time: state::process_start_time(pid).unwrap_or_default(),
+            namespace: self.setup.namespace.clone(),
+            vmm_pid: vmm.map(|vmm| vmm.pid),
+            vmm_start_time: vmm.and_then(|vmm| vmm.start_time),
+            containers: self
+                .containers()
+                .iter()
+                .map(|(id, container)| (id.to_string(), container.state(self.pid())))
+                .collect(),
+        }
+    }
+
+    fn publish(&self, event: Event) {
+        (self.events)(event);
+    }
+}
+
+/// How long output may take to be delivered once its sandbox ends.
+const CLOSING_GRACE: Duration = Duration::from_secs(5);

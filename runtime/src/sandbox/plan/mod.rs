@@ -1,0 +1,327 @@
+//! From a container's spec to a microVM and what is mounted into it: pure
+//! functions, so that `config.json` in and plan out is all there is to review.
+//!
+//! The spec crosses to the agent as it is but for paths. What cannot be done in
+//! a microVM is an error that names it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lazaret_protocol::{GUEST_SHARED_DIR, SHARED_TAG, ports};
+use lazaret_vmm::config::{
+    ConfigError, FsConfig, MAX_VCPUS, MIN_MEMORY_MIB, VmConfig, VsockConfig,
+};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::cgroup::CgroupLimits;
+use super::config::{AnnotationError, Annotations, Defaults, HostFacts};
+use super::id::ContainerId;
+
+const MIB: u64 = 1024 * 1024;
+
+/// What guest kernel and agent take beside the container, where the VM is sized
+/// from the container's own limit.
+const GUEST_OVERHEAD_MIB: u64 = 96;
+
+/// What the VMM may take beside guest memory: its own, and the page cache and
+/// kernel memory it causes.
+const VMM_OVERHEAD_BYTES: u64 = 128 * MIB;
+
+/// Threads of a VMM beside its vCPUs, with room.
+const VMM_THREADS_MAX: u32 = 64;
+
+/// The guest's own CID; no other microVM sees it.
+const GUEST_CID: u32 = 3;
+
+/// virtio-fs serves at most this many requests at once.
+const FS_THREADS_MAX: u8 = 4;
+
+#[derive(Debug, Error)]
+pub enum PlanError {
+    #[error("config.json: {0}")]
+    Spec(&'static str),
+    #[error("{0} cannot be honoured by a microVM")]
+    Unsupported(String),
+    #[error("mount at {destination}: {source_path} does not exist on the host")]
+    MountSourceMissing {
+        destination: String,
+        source_path: PathBuf,
+    },
+    #[error(
+        "mount at {destination}: {source_path} is a {kind}, and only files and directories \
+         can be mounted into a microVM"
+    )]
+    MountSourceKind {
+        destination: String,
+        source_path: PathBuf,
+        kind: &'static str,
+    },
+    #[error("mount at {destination}: cannot look at {source_path}")]
+    MountSource {
+        destination: String,
+        source_path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{asked} MiB of memory asked for, a microVM needs {MIN_MEMORY_MIB} MiB or more")]
+    MemoryBelowMinimum { asked: u64 },
+    #[error("{asked} MiB of memory asked for, this host has {host} MiB")]
+    MemoryAboveHost { asked: u64, host: u32 },
+    #[error(transparent)]
+    Vm(#[from] ConfigError),
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
+}
+
+/// What a path of the host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathKind {
+    File,
+    Directory,
+    /// Anything else, by its name.
+    Other(&'static str),
+}
+
+/// The microVM of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmPlan {
+    pub vm: VmConfig,
+    pub cgroup: CgroupLimits,
+}
+
+/// A container of a sandbox.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerPlan {
+    /// As the agent gets it.
+    pub spec: Value,
+    pub mounts: Vec<HostMount>,
+    /// Root directory on the host that is bound to the container's place, where
+    /// the engine has given no mounts for it.
+    pub root: PathBuf,
+    pub terminal: bool,
+    pub annotations: Annotations,
+}
+
+/// A file or directory of the host that is bound into the shared directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostMount {
+    pub source: PathBuf,
+    /// Below the shared directory.
+    pub target: PathBuf,
+    pub kind: PathKind,
+    pub recursive: bool,
+    pub read_only: bool,
+}
+
+/// Sizes the microVM for the container that makes the sandbox.
+pub fn plan_vm(
+    spec: &Value,
+    namespace: &str,
+    defaults: Defaults,
+    host: HostFacts,
+) -> Result<VmPlan, PlanError> {
+    let annotations = Annotations::of(spec, namespace)?;
+    let cpu = &spec["linux"]["resources"]["cpu"];
+    let cpu_max = cpu_max(cpu);
+    let vcpus = annotations
+        .vcpus
+        .or_else(|| cpu_max.map(whole_cpus))
+        .unwrap_or(defaults.vcpus);
+    let memory_mib = memory_mib(spec, &annotations, defaults, host)?;
+    let vm = VmConfig {
+        vcpus,
+        memory_mib,
+        kernel_args: String::new(),
+        vsock: VsockConfig {
+            guest_cid: GUEST_CID,
+            host_ports: vec![ports::READY, ports::LOG],
+        },
+        fs: FsConfig {
+            tag: SHARED_TAG.to_owned(),
+            threads: vcpus.clamp(1, FS_THREADS_MAX),
+            dax_window_mib: 0,
+        },
+        net_slots: 1,
+        block_slots: 1,
+    };
+    vm.validate()?;
+    let cgroup = CgroupLimits {
+        memory_max: u64::from(memory_mib) * MIB * 65 / 64 + VMM_OVERHEAD_BYTES,
+        cpu_max,
+        cpu_weight: cpu["shares"].as_u64().map(weight_of_shares),
+        pids_max: VMM_THREADS_MAX + u32::from(vcpus),
+    };
+    Ok(VmPlan { vm, cgroup })
+}
+
+fn memory_mib(
+    spec: &Value,
+    annotations: &Annotations,
+    defaults: Defaults,
+    host: HostFacts,
+) -> Result<u32, PlanError> {
+    let limit = spec["linux"]["resources"]["memory"]["limit"]
+        .as_i64()
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|limit| *limit > 0);
+    let asked = match (annotations.memory_mib, limit) {
+        (Some(mib), _) => u64::from(mib),
+        (None, Some(limit)) => limit.div_ceil(MIB).saturating_add(GUEST_OVERHEAD_MIB),
+        (None, None) => u64::from(defaults.memory_mib),
+    };
+    if asked < u64::from(MIN_MEMORY_MIB) {
+        return Err(PlanError::MemoryBelowMinimum { asked });
+    }
+    u32::try_from(asked)
+        .ok()
+        .filter(|mib| *mib <= host.memory_mib)
+        .ok_or(PlanError::MemoryAboveHost {
+            asked,
+            host: host.memory_mib,
+        })
+}
+
+fn cpu_max(cpu: &Value) -> Option<(u64, u64)> {
+    let quota = cpu["quota"]
+        .as_i64()
+        .and_then(|quota| u64::try_from(quota).ok())?;
+    let period = cpu["period"].as_u64().filter(|period| *period > 0);
+    (quota > 0).then_some((quota, period.unwrap_or(100_000)))
+}
+
+fn whole_cpus((quota, period): (u64, u64)) -> u8 {
+    u8::try_from(quota.div_ceil(period))
+        .unwrap_or(MAX_VCPUS)
+        .clamp(1, MAX_VCPUS)
+}
+
+/// The mapping that runc and crun use from cgroup v1 shares (2 to 262,144).
+fn weight_of_shares(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+}
+
+/// Rewrites a container's spec for the guest. `kind_of` looks at a host path.
+pub fn plan_container(
+    id: &ContainerId,
+    mut spec: Value,
+    namespace: &str,
+    bundle: &Path,
+    kind_of: impl Fn(&Path) -> io::Result<PathKind>,
+) -> Result<ContainerPlan, PlanError> {
+    let annotations = Annotations::of(&spec, namespace)?;
+    refuse_what_a_guest_cannot_do(&spec)?;
+    let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
+
+    let root = spec["root"]["path"]
+        .as_str()
+        .ok_or(PlanError::Spec("root.path is missing"))?;
+    let root = bundle.join(root);
+    spec["root"]["path"] = guest_path(&Path::new(id.as_str()).join("rootfs")).into();
+
+    let mut mounts = Vec::new();
+    if let Some(list) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
+        for mount in list {
+            let target = format!("{id}/mounts/{}", mounts.len());
+            if let Some(host_mount) = plan_mount(mount, bundle, target.into(), &kind_of)? {
+                mount["source"] = guest_path(&host_mount.target).into();
+                mounts.push(host_mount);
+            }
+        }
+    }
+    Ok(ContainerPlan {
+        spec,
+        mounts,
+        root,
+        terminal,
+        annotations,
+    })
+}
+
+fn guest_path(below_shared: &Path) -> String {
+    format!("{GUEST_SHARED_DIR}/{}", below_shared.display())
+}
+
+/// A bind mount of something of the host; other mounts are the guest's own.
+fn plan_mount(
+    mount: &Value,
+    bundle: &Path,
+    target: PathBuf,
+    kind_of: &impl Fn(&Path) -> io::Result<PathKind>,
+) -> Result<Option<HostMount>, PlanError> {
+    let options: Vec<&str> = mount["options"]
+        .as_array()
+        .map(|options| options.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default();
+    let has = |name: &str| options.contains(&name);
+    if mount["type"] != "bind" && !has("bind") && !has("rbind") {
+        return Ok(None);
+    }
+    let destination = mount["destination"]
+        .as_str()
+        .ok_or(PlanError::Spec("a mount has no destination"))?
+        .to_owned();
+    for propagation in ["shared", "rshared"] {
+        if has(propagation) {
+            return Err(PlanError::Unsupported(format!(
+                "mount propagation {propagation:?} of the mount at {destination}"
+            )));
+        }
+    }
+    let source = mount["source"]
+        .as_str()
+        .ok_or(PlanError::Spec("a bind mount has no source"))?;
+    let source_path = bundle.join(source);
+    match kind_of(&source_path) {
+        Ok(PathKind::Other(kind)) => Err(PlanError::MountSourceKind {
+            destination,
+            source_path,
+            kind,
+        }),
+        Ok(kind) => Ok(Some(HostMount {
+            source: source_path,
+            target,
+            kind,
+            recursive: !has("bind"),
+            read_only: has("ro") || has("rro"),
+        })),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Err(PlanError::MountSourceMissing {
+            destination,
+            source_path,
+        }),
+        Err(source) => Err(PlanError::MountSource {
+            destination,
+            source_path,
+            source,
+        }),
+    }
+}
+
+fn refuse_what_a_guest_cannot_do(spec: &Value) -> Result<(), PlanError> {
+    let unsupported = |what: String| Err(PlanError::Unsupported(what));
+    for platform in ["solaris", "windows", "vm", "zos"] {
+        if spec.get(platform).is_some_and(|value| !value.is_null()) {
+            return unsupported(format!("the {platform:?} section of config.json"));
+        }
+    }
+    if let Some(hooks) = spec["hooks"].as_object() {
+        for (name, list) in hooks {
+            if list.as_array().is_some_and(|list| !list.is_empty()) {
+                return unsupported(format!("hook {name:?}"));
+            }
+        }
+    }
+    let linux = &spec["linux"];
+    if linux.get("intelRdt").is_some_and(|rdt| !rdt.is_null()) {
+        return unsupported("linux.intelRdt".to_owned());
+    }
+    for namespace in linux["namespaces"].as_array().into_iter().flatten() {
+        if let Some(path) = namespace["path"].as_str().filter(|path| !path.is_empty()) {
+            let kind = namespace["type"].as_str().unwrap_or("unnamed");
+            return unsupported(format!("joining the host's {kind} namespace {path}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+//! An agent without a kernel: its containers run programs that it makes up.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use lazaret_protocol::agent::*;
+use lazaret_protocol::agent_ttrpc::{Agent, create_agent};
+use lazaret_vmm::control::{ControlSocket, ExitReason};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, TtrpcContext};
+use ttrpc::error::get_rpc_status;
+use ttrpc::{Code, Result};
+
+use crate::fake_vmm::{self, Streams};
+
+struct Incoming(mpsc::Receiver<UnixStream>);
+
+impl Stream for Incoming {
+    type Item = std::io::Result<UnixStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx).map(|stream| stream.map(Ok))
+    }
+}
+
+pub async fn serve(
+    scenario: &str,
+    incoming: mpsc::Receiver<UnixStream>,
+    streams: Streams,
+    control: Arc<ControlSocket>,
+    ready: UnixStream,
+) {
+    let agent = FakeAgent {
+        scenario: scenario.to_owned(),
+        streams,
+        control,
+        ready: Mutex::new(Some(ready)),
+        processes: Mutex::default(),
+    };
+    let mut server = Server::new()
+        .add_listener(Listener::new(Incoming(incoming)))
+        .register_service(create_agent(Arc::new(agent)));
+    server.start().await.unwrap();
+    std::future::pending().await
+}
+
+struct FakeAgent {
+    scenario: String,
+    streams: Streams,
+    control: Arc<ControlSocket>,
+    ready: Mutex<Option<UnixStream>>,
+    processes: Mutex<HashMap<(String, String), Arc<Process>>>,
+}
+
+struct Process {
+    args: Vec<String>,
+    stdio: Mutex<Stdio>,
+    status: watch::Sender<Option<u32>>,
+}
+
+impl FakeAgent {
+    fn add(&self, container: &str, exec: &str, process: &Value, stdio: Stdio) -> Result<()> {
+        let args = process["args"].as_array().unwrap();
+        let args = args.iter().map(|arg| arg.as_str().unwrap().to_owned());
+        let process = Process {
+            args: args.collect(),
+            stdio: Mutex::new(stdio),
+            status: watch::Sender::new(None),
+        };
+        let key = (container.to_owned(), exec.to_owned());
+        self.processes
+            .lock()
+            .unwrap()
+            .insert(key, Arc::new(process));
+        Ok(())
+    }
+
+    fn find(&self, container: &str, exec: &str) -> Result<Arc<Process>> {
+        let key = (container.to_owned(), exec.to_owned());
+        let found = self.processes.lock().unwrap().get(&key).cloned();
+        found.ok_or_else(|| get_rpc_status(Code::NOT_FOUND, format!("no process {key:?}")))
+    }
+
+    fn stream(&self, port: u32) -> Option<UnixStream> {
+        self.streams.lock().unwrap().remove(&port)
+    }
+
+    fn run(&self, process: Arc<Process>) {
+        let stdio = process.stdio.lock().unwrap().clone();
+        let stdin = self.stream(stdio.stdin_port);
+        let stdout = self.stream(stdio.stdout_port);
+        let stderr = self.stream(stdio.stderr_port);
+        match process.args[0].as_str() {
+            "kill-vmm" => fake_vmm::die(),
+            "panic" => fake_vmm::exit(&self.control, ExitReason::Panic),
+            "leave" => drop(self.ready.lock().unwrap().take()),
+            _ => {}
+        }
+        tokio::spawn(async move {
+            let status = program(&process, stdin, stdout, stderr).await;
+            process.status.send_if_modified(|now| {
+                let first = now.is_none();
+                now.get_or_insert(status);
+                first
+            });
+        });
+    }
+}
+
+/// What the made-up programs do; the streams close as they return.
+async fn program(
+    process: &Process,
+    stdin: Option<UnixStream>,
+    stdout: Option<UnixStream>,
+    _stderr: Option<UnixStream>,
+) -> u32 {
+    let args: Vec<&str> = process.args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["exit", status] => status.parse().unwrap(),
+        ["echo", text] => {
+            let line = format!("{text}\n");
+            stdout.unwrap().write_all(line.as_bytes()).await.unwrap();
+            0
+        }
+        ["cat"] => {
+            let (mut stdin, mut stdout) = (stdin.unwrap(), stdout.unwrap());
+            let mut buffer = vec![0; 65536];
+            loop {
+                let count = stdin.read(&mut buffer).await.unwrap();
+                if count == 0 {
+                    return 0;
+                }
+                stdout.write_all(&buffer[..count]).await.unwrap();
+            }
+        }
+        ["write", count] => {
+            let mut left: usize = count.parse().unwrap();
+            let mut stdout = stdout.unwrap();
+            let block: Vec<u8> = (0..65536_u32)
+                .map(|at| {
+                    if at % 64 == 63 {
+                        b'\n'
+                    } else {
+                        b'a' + (at % 26) as u8
+                    }
+                })
+                .collect();
+            while left > 0 {
+                let count = left.min(block.len());
+                stdout.write_all(&block[..count]).await.unwrap();
+                left -= count;
+            }
+            0
+        }
+        _ => {
+            let mut status = process.status.subscribe();
+            let ended = status.wait_for(Option::is_some).await.unwrap();
+            ended.unwrap()
+        }
+    }
+}
+
+fn stdio(stdio: protobuf::MessageField<Stdio>) -> Stdio {
+    stdio.into_option().unwrap_or_default()
+}
+
+#[async_trait]
+impl Agent for FakeAgent {
+    async fn setup_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: SetupSandboxRequest,
+    ) -> Result<SetupSandboxReply> {
+        assert!(request.entropy.len() >= 32 && request.wall_clock_ns > 0);
+        if self.scenario == "deaf" {
+            std::future::pending::<()>().await;
+        }
+        Ok(SetupSandboxReply {
+            kernel_release: "fake\x1b[2J".to_owned(),
+            ..SetupSandboxReply::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerReply> {
+        if self.scenario == "slow-create" {
+            std::future::pending::<()>().await;
+        }
+        let spec: Value = serde_json::from_slice(&request.spec_json).unwrap();
+        let id = &request.container_id;
+        let below = format!("/run/lazaret/shared/{id}");
+        assert_eq!(spec["root"]["path"], format!("{below}/rootfs"));
+        for (number, mount) in spec["mounts"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(mount["source"], format!("{below}/mounts/{number}"));
+        }
+        if self.scenario == "cannot-create" {
+            let text = "linux.seccomp: no such\x1b thing";
+            return Err(get_rpc_status(Code::UNIMPLEMENTED, text));
+        }
+        self.add(id, "", &spec["process"], stdio(request.stdio))?;
+        Ok(CreateContainerReply::default())
+    }
+
+    async fn create_process(
+        &self,
+        _: &TtrpcContext,
+        request: CreateProcessRequest,
+    ) -> Result<CreateProcessReply> {
+        let process: Value = serde_json::from_slice(&request.process_json).unwrap();
+        let (container, exec) = (&request.container_id, &request.exec_id);
+        self.add(container, exec, &process, stdio(request.stdio))?;
+        Ok(CreateProcessReply::default())
+    }
+
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> Result<StartProcessReply> {
+        let process = self.find(&request.container_id, &request.exec_id)?;
+        let name = &process.args[0];
+        match name.as_str() {
+            "missing" => Err(get_rpc_status(
+                Code::NOT_FOUND,
+                format!("exec: {name:?}: executable file not found in $PATH"),
+            )),
+            "denied" => Err(get_rpc_status(
+                Code::PERMISSION_DENIED,
+                format!("exec: {name:?}: permission denied"),
+            )),
+            _ => {
+                self.run(process);
+                Ok(StartProcessReply::default())
+            }
+        }
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> Result<WaitProcessReply> {
+        let process = self.find(&request.container_id, &request.exec_id)?;
+        let mut status = process.status.subscribe();
+        let ended = *status.wait_for(Option::is_some).await.unwrap();
+        Ok(WaitProcessReply {
+            exit_status: ended.unwrap(),
+            ..WaitProcessReply::default()
+        })
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> Result<Empty> {
+        let process = self.find(&request.container_id, &request.exec_id)?;
+        process.status.send_replace(Some(128 + request.signal));
+        Ok(Empty::default())
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, _: ResizeTerminalRequest) -> Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, _: ProcessRequest) -> Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, _: ContainerRequest) -> Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, _: ContainerRequest) -> Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        _: ContainerRequest,
+    ) -> Result<ListProcessesReply> {
+        Ok(ListProcessesReply::default())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        _: ContainerRequest,
+    ) -> Result<ContainerStatsReply> {
+        Ok(ContainerStatsReply {
+            pids_current: 3,
+            ..ContainerStatsReply::default()
+        })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: ProcessRequest) -> Result<Empty> {
+        let key = (request.container_id, request.exec_id);
+        self.processes.lock().unwrap().remove(&key);
+        Ok(Empty::default())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
+        if self.scenario != "stays" {
+            fake_vmm::exit(&self.control, ExitReason::Shutdown);
+        }
+        Ok(Empty::default())
+    }
+}
