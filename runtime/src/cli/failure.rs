@@ -18,25 +18,31 @@ pub const EXIT_SIGNAL_BASE: u8 = 128;
 #[derive(Debug)]
 pub struct Failure {
     error: Box<dyn Error + Send + Sync>,
-    code: u8,
+    /// `None` until somebody knows better than "it failed".
+    code: Option<u8>,
 }
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             error: message.into().into(),
-            code: 1,
+            code: None,
         }
     }
 
     #[must_use]
     pub fn with_code(mut self, code: u8) -> Self {
-        self.code = code;
+        self.code = Some(code);
         self
     }
 
     pub fn code(&self) -> u8 {
-        self.code
+        self.code.unwrap_or(1)
+    }
+
+    /// Whether no exit code was chosen for it.
+    pub fn is_general(&self) -> bool {
+        self.code.is_none()
     }
 
     /// The error and its causes in one line.
@@ -57,7 +63,7 @@ impl Failure {
             // Nobody is left to tell that standard error is closed.
             let _ = writeln!(io::stderr(), "Error: {}", self.message());
         }
-        ExitCode::from(self.code)
+        ExitCode::from(self.code())
     }
 
     /// The reader of standard output, such as `head`, has seen enough.
@@ -72,7 +78,7 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Self {
             error: Box::new(error),
-            code: 1,
+            code: None,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::sandbox::cgroup::CGROUP_DIR;
 use crate::sandbox::id::SandboxId;
 use crate::sandbox::state::{ContainerStatus, DIED_STATUS, process_start_time, rfc3339};
 use crate::sandbox::store::{Store, StoreError};
+use crate::storage::atomic::Lock;
 use crate::storage::container::{ContainerId, ContainerRecord, ProcessIdentity, State};
 use crate::storage::containers::{Containers, ContainersError};
 
@@ -228,6 +229,15 @@ impl Lifecycle {
         Ok(process.filter(|_| state.is_alive()))
     }
 
+    /// Why a container ended, where it did not end by itself.
+    pub(crate) fn reason(&self, id: &ContainerId) -> Result<String, Failure> {
+        let state = self.sandboxes.load(&sandbox_id(id)?)?;
+        let container = state.and_then(|mut state| state.containers.remove(id.as_str()));
+        Ok(container
+            .and_then(|container| container.reason)
+            .unwrap_or_default())
+    }
+
     /// Saves a record, unless another command has removed the container.
     pub(crate) fn save(&self, record: &ContainerRecord) -> Result<(), Failure> {
         if self.containers.directory(&record.id).record().exists() {
@@ -247,6 +257,7 @@ impl Lifecycle {
     pub(crate) fn sweep(&self) -> Result<(), Failure> {
         let attach = self.attach_directory();
         if attach.is_dir() {
+            let _lock = Lock::exclusive(&attach.join("lock"))?;
             crate::image::workspace::Workspace::remove_abandoned(&attach)?;
         }
         Ok(self.containers.remove_incomplete()?)

@@ -80,8 +80,8 @@ pub(crate) struct Args {
 
 /// How the container went on, once it was asked to start.
 enum Outcome {
-    /// It ended, attended.
-    Exited(u32),
+    /// It ended, attended; with the reason if it did not end by itself.
+    Exited(u32, String),
     /// It runs on without us.
     Detached,
     /// A signal to us came before it ran.
@@ -91,7 +91,7 @@ enum Outcome {
 impl Args {
     pub(crate) fn run(self, host: &Host) -> Result<ExitCode, Failure> {
         let own = |failure: Failure| {
-            let code = if failure.code() == 1 {
+            let code = if failure.is_general() {
                 EXIT_OWN_ERROR
             } else {
                 failure.code()
@@ -121,10 +121,13 @@ impl Args {
                 writeln!(io::stdout(), "{}", record.id)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Ok(Outcome::Exited(status)) => {
+            Ok(Outcome::Exited(status, reason)) => {
                 lifecycle.await_end(&record.id)?;
-                conclude(&lifecycle, record, status, String::new())?;
-                Ok(ExitCode::from(low_byte(status)))
+                conclude(&lifecycle, record, status, reason.clone())?;
+                if reason.is_empty() {
+                    return Ok(ExitCode::from(low_byte(status)));
+                }
+                Err(Failure::new(reason).with_code(low_byte(status)))
             }
             Ok(Outcome::Cancelled(signal)) => {
                 lifecycle.remove(&record)?;
@@ -189,10 +192,11 @@ async fn live(
         terminal: record.tty,
     };
     let status = attended.attend(ends, &mut signals).await?;
+    let reason = lifecycle.reason(&record.id)?;
     // The container has ended: whatever fails now is seen to from outside.
     let _ = task.delete("").await;
     let _ = task.shutdown().await;
-    Ok(Outcome::Exited(status))
+    Ok(Outcome::Exited(status, reason))
 }
 
 async fn start(

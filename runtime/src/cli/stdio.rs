@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 
 use crate::image::digest::hex;
 use crate::image::workspace::{Workspace, fill_random};
+use crate::storage::atomic::Lock;
 
 const BUFFER: usize = 64 * 1024;
 
@@ -49,7 +50,10 @@ impl Fifos {
             .recursive(true)
             .mode(0o700)
             .create(parent)?;
+        // The sweep of another command must not take it for an abandoned one.
+        let lock = Lock::exclusive(&parent.join("lock"))?;
         let directory = Workspace::create(parent)?;
+        drop(lock);
         let path = |name: &str| directory.path().join(name);
         if streams.stdin {
             let path = path("stdin");
@@ -242,7 +246,10 @@ mod tests {
             thread.join().unwrap();
             assert_eq!(output, [7; 300_000]);
         });
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+        let left = std::fs::read_dir(parent.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["lock"]);
     }
 
     #[test]
