@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -28,6 +29,11 @@ pub trait EventHandler: Send {
 
     /// A descriptor registered with `token` is ready. Must not block.
     fn ready(&mut self, token: u32, events: EventFlags, registrar: &Registrar<'_>) -> Next;
+
+    /// The handler is about to be dropped: remove descriptors of which a
+    /// duplicate stays open elsewhere (kicks, listeners). epoll forgets a
+    /// descriptor only when the last duplicate is closed.
+    fn stop(&mut self, _registrar: &Registrar<'_>) {}
 }
 
 /// What the loop does after a handler has run.
@@ -37,6 +43,16 @@ pub enum Next {
     /// Drop this handler.
     Remove,
     /// End the loop; [`EventLoop::run`] returns.
+    Exit,
+}
+
+/// What came of one wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Round {
+    /// Nothing was ready in time.
+    Idle,
+    Served,
+    /// A handler has said [`Next::Exit`].
     Exit,
 }
 
@@ -151,23 +167,31 @@ impl EventLoop {
 
     /// Serves until a handler says [`Next::Exit`].
     pub fn run(&mut self) -> io::Result<()> {
+        while self.round(None)? != Round::Exit {}
+        Ok(())
+    }
+
+    /// Waits once, without limit or for `timeout`, and serves what is ready.
+    pub fn round(&mut self, timeout: Option<&Timespec>) -> io::Result<Round> {
         let mut events = Vec::with_capacity(EVENTS_PER_ROUND);
-        loop {
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            for event in events.drain(..) {
-                let data = event.data.u64();
-                let (handler, token) = ((data >> 32) as u32, (data & 0xffff_ffff) as u32);
-                if handler == LOOP {
-                    self.obey()?;
-                } else if self.dispatch(handler, token, event.flags) == Next::Exit {
-                    return Ok(());
-                }
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Round::Served),
+            Err(error) => return Err(error.into()),
+        }
+        if events.is_empty() {
+            return Ok(Round::Idle);
+        }
+        for event in events {
+            let data = event.data.u64();
+            let (handler, token) = ((data >> 32) as u32, (data & 0xffff_ffff) as u32);
+            if handler == LOOP {
+                self.obey()?;
+            } else if self.dispatch(handler, token, event.flags) == Next::Exit {
+                return Ok(Round::Exit);
             }
         }
+        Ok(Round::Served)
     }
 
     fn dispatch(&mut self, id: u32, token: u32, events: EventFlags) -> Next {
@@ -184,9 +208,18 @@ impl EventLoop {
             },
         );
         if next == Next::Remove {
-            self.handlers.remove(&id);
+            self.drop_handler(id);
         }
         next
+    }
+
+    fn drop_handler(&mut self, id: u32) {
+        if let Some(mut handler) = self.handlers.remove(&id) {
+            handler.stop(&Registrar {
+                epoll: &self.epoll,
+                handler: id,
+            });
+        }
     }
 
     fn obey(&mut self) -> io::Result<()> {
@@ -202,7 +235,7 @@ impl EventLoop {
                     self.handlers.insert(id, handler);
                 }
                 Command::Remove(HandlerId(id), done) => {
-                    self.handlers.remove(&id);
+                    self.drop_handler(id);
                     // The asker may have stopped waiting.
                     let _ = done.send(());
                 }

@@ -9,8 +9,17 @@
 //! its queues. `activate` moves the queues to wherever the device serves them
 //! (the event loop, or a thread of its own); `reset` takes everything back.
 
+pub mod balloon;
+pub mod block;
+pub mod buffers;
 pub mod fs;
 pub mod mmio;
+pub mod net;
+pub mod queue_loop;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod test_driver;
+pub mod vsock;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -76,6 +85,17 @@ pub trait VirtioDevice: Send {
     /// The shared memory region `id`, where the device has it.
     fn shm_region(&self, _id: u8) -> Option<ShmRegion> {
         None
+    }
+}
+
+/// Reads a configuration space that is `config`; past its end bytes stay as
+/// they are.
+fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let Ok(offset) = usize::try_from(offset) else {
+        return;
+    };
+    for (to, from) in data.iter_mut().zip(config.iter().skip(offset)) {
+        *to = *from;
     }
 }
 
