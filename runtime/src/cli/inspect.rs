@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::Host;
 use super::failure::Failure;
 use super::lifecycle::Lifecycle;
+use crate::image::reference::Reference;
 use crate::image::store::ImageStore;
 use crate::storage::container::{ContainerDirectory, ContainerRecord, State};
 
@@ -117,7 +118,7 @@ fn image(store: &ImageStore, name: &str) -> Result<Value, Failure> {
     let index = store.index()?;
     let image = store.resolve(&index, name)?;
     let config = store.config(&image.id)?;
-    let tags: Vec<String> = index.tags_of(&image.id).map(|tag| tag.familiar()).collect();
+    let tags: Vec<String> = index.tags_of(&image.id).map(Reference::familiar).collect();
     Ok(json!({
         "Id": image.id,
         "RepoTags": tags,

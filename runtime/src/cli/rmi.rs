@@ -82,12 +82,12 @@ fn remove(
 }
 
 fn delete(index: &mut Index, id: &Digest, tags: &[Reference]) -> String {
-    let mut report = String::new();
+    let mut report: Vec<String> = Vec::new();
     for tag in tags {
         index.tags.remove(tag);
-        report.push_str(&format!("Untagged: {}\n", tag.familiar()));
+        report.push(format!("Untagged: {}\n", tag.familiar()));
     }
     index.images.remove(id);
-    report.push_str(&format!("Deleted: {id}\n"));
-    report
+    report.push(format!("Deleted: {id}\n"));
+    report.concat()
 }

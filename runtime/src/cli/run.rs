@@ -20,6 +20,10 @@ use crate::storage::volume::Volume;
 
 /// Create and run a new container, in a microVM of its own
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub(crate) struct Args {
     /// Run the container in the background and print its ID
     #[arg(short, long)]

@@ -63,11 +63,10 @@ impl Args {
         });
         runtime.shutdown_background();
         match result {
-            Ok(Ok(())) => {}
-            // Somebody else was faster, or the sandbox died: it has ended.
-            Ok(Err(TaskError::Lost(_))) => {}
-            Ok(Err(error)) if error.is_not_found() => {}
-            Ok(Err(error)) => return Err(error.into()),
+            // Without a sandbox, or with another's stop, it has ended as well.
+            // Without a sandbox, or by somebody else's stop, it has ended too.
+            Ok(Err(error)) if !error.means_ended() => return Err(error.into()),
+            Ok(_) => {}
             Err(failure) => {
                 // Ended between the look and the call, or cannot be reached.
                 let ended = lifecycle.find(record.id.as_str());
@@ -89,12 +88,12 @@ async fn stop(task: &Task, signal: u32, patience: Duration) -> Result<(), TaskEr
     let wait = task.wait("");
     tokio::pin!(wait);
     match task.kill("", signal).await {
-        Err(error) if !error.is_not_found() => return Err(error),
+        Err(error) if !error.means_ended() => return Err(error),
         _ => {}
     }
     if timeout(patience, &mut wait).await.is_err() {
         match task.kill("", SIGKILL).await {
-            Err(error) if !error.is_not_found() => return Err(error),
+            Err(error) if !error.means_ended() => return Err(error),
             _ => {}
         }
         wait.await?;

@@ -68,8 +68,9 @@ impl TaskError {
         }
     }
 
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Status(_, Code::NOT_FOUND))
+    /// Whether there is no process any more, or nobody who would know one.
+    pub fn means_ended(&self) -> bool {
+        matches!(self, Self::Status(_, Code::NOT_FOUND) | Self::Lost(_))
     }
 }
 

@@ -193,7 +193,6 @@ fn member(entry: &Entry, offset: u64, end: u64) -> Result<Option<(String, Member
             Some(target) => Member::Link(target),
             None => return Err(refuse(PathError::Parent)),
         },
-        EntryKind::Directory => return Ok(None),
         // Nothing that an image is made of: reading it fails as missing.
         _ => return Ok(None),
     };

@@ -132,10 +132,12 @@ impl<'a> LayerStack<'a> {
         for key in &candidates {
             if self.index.layers.contains_key(key) {
                 let directory = self.store.layer_directory(key)?;
-                return self.add(key.clone(), directory);
+                self.add(key.clone(), directory);
+                return Ok(());
             }
             if let Some(layer) = new.iter().find(|layer| layer.key == *key) {
-                return self.add(key.clone(), layer.directory.clone());
+                self.add(key.clone(), layer.directory.clone());
+                return Ok(());
             }
         }
         let directory = self.workspace.join(format!("layer-{}", new.len()));
@@ -176,13 +178,13 @@ impl<'a> LayerStack<'a> {
             directory: directory.clone(),
             bytes,
         });
-        self.add(key, directory)
+        self.add(key, directory);
+        Ok(())
     }
 
-    fn add(&mut self, key: LayerKey, directory: PathBuf) -> Result<(), LayerError> {
+    fn add(&mut self, key: LayerKey, directory: PathBuf) {
         self.keys.push(key);
         self.directories.push(directory);
-        Ok(())
     }
 }
 

@@ -135,7 +135,7 @@ impl Loader<'_> {
                 verify(&manifest.config, expected, &config)?;
             }
             let sources = manifest.layers.unwrap_or_default().into_iter();
-            let sources = sources
+            let sources: Vec<_> = sources
                 .map(|member| LayerSource { member, blob: None })
                 .collect();
             let tags = manifest.repo_tags.unwrap_or_default();
@@ -143,7 +143,7 @@ impl Loader<'_> {
                 .iter()
                 .map(|tag| tag.parse())
                 .collect::<Result<_, _>>()?;
-            self.image(config, None, sources, tags)?;
+            self.image(config, None, &sources, tags)?;
         }
         Ok(())
     }
@@ -200,14 +200,14 @@ impl Loader<'_> {
                 blob: Some(digest),
             });
         }
-        self.image(config, Some(bytes.to_vec()), sources, tags)
+        self.image(config, Some(bytes.to_vec()), &sources, tags)
     }
 
     fn image(
         &mut self,
         config: Vec<u8>,
         manifest: Option<Vec<u8>>,
-        sources: Vec<LayerSource>,
+        sources: &[LayerSource],
         tags: Vec<Reference>,
     ) -> Result<(), LoadError> {
         if self.images.len() == MAX_IMAGES {

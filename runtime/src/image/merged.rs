@@ -160,8 +160,8 @@ fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
     let mut value = [0; 1];
     match fs::getxattr(&path, OPAQUE_XATTR, &mut value) {
         Ok(length) => Ok(length == 1 && value[0] == b'y'),
-        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
-        Err(Errno::RANGE) => Ok(false),
+        // A longer value is another's.
+        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

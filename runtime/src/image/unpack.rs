@@ -155,7 +155,7 @@ impl Unpacker<'_> {
                 return Err(UnpackError::Root);
             }
             self.leave_parent()?;
-            return self.finish(&path, &attributes, self.root.as_fd());
+            return finish(&path, &attributes, self.root.as_fd());
         };
         if is_aufs_metadata(name) {
             return Ok(());
@@ -164,14 +164,14 @@ impl Unpacker<'_> {
         if name.starts_with(WHITEOUT_PREFIX) {
             return whiteout(&path, &parent.directory, name);
         }
-        self.place(&path, name, entry, &attributes, &parent.directory, data)
+        self.place(&path, name, &entry, &attributes, &parent.directory, data)
     }
 
     fn place(
         &mut self,
         path: &EntryPath,
         name: &[u8],
-        entry: Entry,
+        entry: &Entry,
         attributes: &Attributes,
         directory: &OwnedFd,
         data: &mut impl Read,
@@ -179,22 +179,22 @@ impl Unpacker<'_> {
         let failed = |source: Errno| io_error(path, source);
         let target = as_path(name);
         match entry.kind {
-            EntryKind::Directory => self.directory(path, name, attributes, directory),
+            EntryKind::Directory => unpack_directory(path, name, attributes, directory),
             EntryKind::File | EntryKind::Sparse(_) => {
                 self.budget.add_file(entry.size)?;
-                self.clear(path, directory, name)?;
+                clear(path, directory, name)?;
                 let mut file = create(directory, name).map_err(failed)?;
-                self.fill(path, &mut file, &entry, data)?;
-                self.finish(path, attributes, file.as_fd())
+                self.fill(path, &mut file, entry, data)?;
+                finish(path, attributes, file.as_fd())
             }
             EntryKind::Symlink => {
-                self.clear(path, directory, name)?;
+                clear(path, directory, name)?;
                 fs::symlinkat(as_path(&entry.link), directory, target).map_err(failed)?;
-                self.finish_at(path, attributes, directory, name, true)
+                finish_at(path, attributes, directory, name, true)
             }
             EntryKind::HardLink => self.hard_link(path, name, &entry.link, directory),
             EntryKind::Char | EntryKind::Block | EntryKind::Fifo => {
-                self.clear(path, directory, name)?;
+                clear(path, directory, name)?;
                 let kind = match entry.kind {
                     EntryKind::Char => FileType::CharacterDevice,
                     EntryKind::Block => FileType::BlockDevice,
@@ -202,35 +202,13 @@ impl Unpacker<'_> {
                 };
                 let device = fs::makedev(entry.device.0, entry.device.1);
                 fs::mknodat(directory, target, kind, Mode::RUSR, device).map_err(failed)?;
-                self.finish_at(path, attributes, directory, name, false)
+                finish_at(path, attributes, directory, name, false)
             }
             EntryKind::Unknown(kind) => Err(UnpackError::Kind {
                 name: path.display(),
                 kind: char::from(kind),
             }),
         }
-    }
-
-    fn directory(
-        &mut self,
-        path: &EntryPath,
-        name: &[u8],
-        attributes: &Attributes,
-        parent: &OwnedFd,
-    ) -> Result<(), UnpackError> {
-        let failed = |source: Errno| io_error(path, source);
-        let existing = kind_at(parent, name).map_err(|source| failed_io(path, source))?;
-        let hides = matches!(existing, Some((FileType::CharacterDevice, 0)));
-        if !matches!(existing, Some((FileType::Directory, _))) {
-            self.clear(path, parent, name)?;
-            fs::mkdirat(parent, as_path(name), Mode::RWXU).map_err(failed)?;
-        }
-        let directory = open_directory(parent, name).map_err(failed)?;
-        if hides {
-            // A whiteout before it in the same layer hid what lies below.
-            set_opaque(&directory).map_err(failed)?;
-        }
-        self.finish(path, attributes, directory.as_fd())
     }
 
     fn fill(
@@ -314,7 +292,7 @@ impl Unpacker<'_> {
                     .directory
             }
         };
-        self.clear(path, directory, name)?;
+        clear(path, directory, name)?;
         fs::linkat(
             source,
             as_path(target_name),
@@ -350,12 +328,12 @@ impl Unpacker<'_> {
                     name: path.display(),
                     source,
                 })?;
-                self.finish(path, &inherited(below), file.as_fd())?;
+                finish(path, &inherited(below), file.as_fd())?;
             }
             FileType::Symlink => {
                 let target = fs::readlinkat(&below.fd, "", Vec::new()).map_err(failed)?;
                 fs::symlinkat(target, directory, as_path(name)).map_err(failed)?;
-                self.finish_at(path, &inherited(below), directory, name, true)?;
+                finish_at(path, &inherited(below), directory, name, true)?;
             }
             _ => return Err(failed(Errno::PERM)),
         }
@@ -445,7 +423,7 @@ impl Unpacker<'_> {
                 name: path.display(),
                 source,
             })?;
-            self.finish(path, &inherited(&below), made.as_fd())?;
+            finish(path, &inherited(&below), made.as_fd())?;
         }
         Ok(made)
     }
@@ -461,47 +439,62 @@ impl Unpacker<'_> {
             resolve,
         )
     }
+}
 
-    /// Removes what an earlier entry of the archive put under this name.
-    fn clear(&self, path: &EntryPath, directory: &OwnedFd, name: &[u8]) -> Result<(), UnpackError> {
-        match fs::unlinkat(directory, as_path(name), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ISDIR) => {
-                remove_tree_at(directory.as_fd(), name).map_err(|source| failed_io(path, source))
-            }
-            Err(error) => Err(io_error(path, error)),
+fn unpack_directory(
+    path: &EntryPath,
+    name: &[u8],
+    attributes: &Attributes,
+    parent: &OwnedFd,
+) -> Result<(), UnpackError> {
+    let failed = |source: Errno| io_error(path, source);
+    let existing = kind_at(parent, name).map_err(|source| failed_io(path, source))?;
+    let hides = matches!(existing, Some((FileType::CharacterDevice, 0)));
+    if !matches!(existing, Some((FileType::Directory, _))) {
+        clear(path, parent, name)?;
+        fs::mkdirat(parent, as_path(name), Mode::RWXU).map_err(failed)?;
+    }
+    let directory = open_directory(parent, name).map_err(failed)?;
+    if hides {
+        // A whiteout before it in the same layer hid what lies below.
+        set_opaque(&directory).map_err(failed)?;
+    }
+    finish(path, attributes, directory.as_fd())
+}
+
+/// Removes what an earlier entry of the archive put under this name.
+fn clear(path: &EntryPath, directory: &OwnedFd, name: &[u8]) -> Result<(), UnpackError> {
+    match fs::unlinkat(directory, as_path(name), AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => {
+            remove_tree_at(directory.as_fd(), name).map_err(|source| failed_io(path, source))
         }
+        Err(error) => Err(io_error(path, error)),
     }
+}
 
-    fn finish(
-        &self,
-        path: &EntryPath,
-        attributes: &Attributes,
-        file: impl AsFd,
-    ) -> Result<(), UnpackError> {
-        attributes
-            .apply_to(file.as_fd())
-            .map_err(|source| UnpackError::Attributes {
-                name: path.display(),
-                source,
-            })
-    }
+fn finish(path: &EntryPath, attributes: &Attributes, file: impl AsFd) -> Result<(), UnpackError> {
+    attributes
+        .apply_to(file.as_fd())
+        .map_err(|source| UnpackError::Attributes {
+            name: path.display(),
+            source,
+        })
+}
 
-    fn finish_at(
-        &self,
-        path: &EntryPath,
-        attributes: &Attributes,
-        parent: &OwnedFd,
-        name: &[u8],
-        is_link: bool,
-    ) -> Result<(), UnpackError> {
-        attributes
-            .apply_at(parent.as_fd(), name, is_link)
-            .map_err(|source| UnpackError::Attributes {
-                name: path.display(),
-                source,
-            })
-    }
+fn finish_at(
+    path: &EntryPath,
+    attributes: &Attributes,
+    parent: &OwnedFd,
+    name: &[u8],
+    is_link: bool,
+) -> Result<(), UnpackError> {
+    attributes
+        .apply_at(parent.as_fd(), name, is_link)
+        .map_err(|source| UnpackError::Attributes {
+            name: path.display(),
+            source,
+        })
 }
 
 fn is_aufs_metadata(name: &[u8]) -> bool {

@@ -72,6 +72,10 @@ pub struct ProcessIdentity {
 
 /// Everything `lazaret` knows of a container. Times are RFC 3339.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub struct ContainerRecord {
     pub id: ContainerId,
     pub name: String,
