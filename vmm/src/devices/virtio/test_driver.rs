@@ -16,6 +16,11 @@ use crate::event_loop::{EventLoop, EventLoopHandle, Round};
 const MEMORY: usize = 32 << 20;
 const PAGE: u64 = 4096;
 
+const DEADLINE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
+
 const AT_ONCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -160,6 +165,12 @@ impl Machine {
     /// Serves the loop until nothing is left to do.
     pub(crate) fn settle(&mut self) {
         while self.events.round(Some(&AT_ONCE)).unwrap() != Round::Idle {}
+    }
+
+    /// Waits for an event, not longer than a test may hang.
+    pub(crate) fn wait(&mut self) {
+        let round = self.events.round(Some(&DEADLINE)).unwrap();
+        assert_ne!(round, Round::Idle, "nothing has happened for long");
     }
 
     pub(crate) fn kick(&mut self, queue: u32) {

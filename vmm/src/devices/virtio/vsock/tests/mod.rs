@@ -1,0 +1,8 @@
+//! The whole device, from the driver's queues to the host's sockets.
+
+mod close;
+mod connect;
+mod credit;
+mod guest;
+mod hostile;
+mod throughput;

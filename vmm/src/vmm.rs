@@ -1,0 +1,136 @@
+//! A running microVM: the main thread serves devices and the control socket
+//! until the guest, the sandbox process or a failure ends it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use kvm_ioctls::VmFd;
+use rustix::event::epoll::EventFlags;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::control::{ControlError, ControlSocket, ExitReason, VmmEvent, VmmRequest};
+use crate::devices::virtio::balloon::BalloonHandle;
+use crate::event_loop::{EventHandler, EventLoop, EventLoopHandle, Next, Registrar, borrow};
+use crate::vcpu::{VcpuEvent, Vcpus};
+
+/// Everything a microVM is, ready to run.
+#[derive(Debug)]
+pub struct Vmm {
+    pub(crate) event_loop: EventLoop,
+    pub(crate) loop_handle: EventLoopHandle,
+    pub(crate) director: Director,
+    pub(crate) ended: Receiver<ExitReason>,
+    pub(crate) vcpus: Arc<Vcpus>,
+    /// Kept open for the interrupts and kicks that were registered with it.
+    #[expect(dead_code, reason = "held, not used")]
+    pub(crate) vm: VmFd,
+}
+
+impl Vmm {
+    /// Serves until the end, and says why it came. The vCPU threads still exist
+    /// then; they end with the process.
+    pub fn run(mut self) -> (ExitReason, Vec<(String, u64)>) {
+        self.loop_handle.add(Box::new(self.director));
+        let reason = match self.event_loop.run() {
+            // The director has spoken before it ended the loop.
+            Ok(()) => self.ended.try_recv().unwrap_or(ExitReason::Stopped),
+            Err(error) => ExitReason::Vmm(format!("event loop failed: {error}")),
+        };
+        self.vcpus.flush_console();
+        (reason, self.vcpus.exits())
+    }
+}
+
+/// Turns requests of the sandbox process and events of the vCPUs into action.
+#[derive(Debug)]
+pub(crate) struct Director {
+    control: Arc<ControlSocket>,
+    vcpus: Arc<Vcpus>,
+    balloon: BalloonHandle,
+    vcpu_events: Receiver<VcpuEvent>,
+    vcpu_wake: EventFd,
+    ended: Sender<ExitReason>,
+}
+
+const CONTROL: u32 = 0;
+const VCPUS: u32 = 1;
+
+impl Director {
+    pub(crate) fn new(
+        control: Arc<ControlSocket>,
+        vcpus: Arc<Vcpus>,
+        balloon: BalloonHandle,
+        vcpu_events: Receiver<VcpuEvent>,
+        vcpu_wake: EventFd,
+    ) -> (Self, Receiver<ExitReason>) {
+        let (ended, reason) = channel();
+        (
+            Self {
+                control,
+                vcpus,
+                balloon,
+                vcpu_events,
+                vcpu_wake,
+                ended,
+            },
+            reason,
+        )
+    }
+
+    fn obey(&mut self) -> Next {
+        match self.control.recv::<VmmRequest>() {
+            Ok(Some((VmmRequest::Stop, _)) | None) => self.end(ExitReason::Stopped),
+            Ok(Some((VmmRequest::Pause, _))) => {
+                self.vcpus.pause();
+                Next::Continue
+            }
+            Ok(Some((VmmRequest::Resume, _))) => {
+                self.vcpus.resume();
+                self.tell(&VmmEvent::Resumed)
+            }
+            Ok(Some((VmmRequest::SetBalloon { mib }, _))) => {
+                self.balloon.set_target_mib(mib);
+                Next::Continue
+            }
+            Err(ControlError::Socket(rustix::io::Errno::AGAIN)) => Next::Continue,
+            Err(error) => self.end(ExitReason::Vmm(format!("bad control message: {error}"))),
+        }
+    }
+
+    fn hear_vcpus(&mut self) -> Next {
+        // Nothing to read is fine: the channel is what counts.
+        let _ = self.vcpu_wake.read();
+        match self.vcpu_events.try_recv() {
+            Ok(VcpuEvent::Ended(reason)) => self.end(reason),
+            Ok(VcpuEvent::AllPaused) => self.tell(&VmmEvent::Paused),
+            Err(_) => Next::Continue,
+        }
+    }
+
+    fn tell(&mut self, event: &VmmEvent) -> Next {
+        match self.control.send(event, &[]) {
+            Ok(()) => Next::Continue,
+            Err(error) => self.end(ExitReason::Vmm(format!("sandbox does not listen: {error}"))),
+        }
+    }
+
+    fn end(&mut self, reason: ExitReason) -> Next {
+        // The receiver is `Vmm::run`, which outlives the loop.
+        let _ = self.ended.send(reason);
+        Next::Exit
+    }
+}
+
+impl EventHandler for Director {
+    fn start(&mut self, registrar: &Registrar<'_>) -> std::io::Result<()> {
+        registrar.add(&*self.control, CONTROL, EventFlags::IN)?;
+        registrar.add(borrow(&self.vcpu_wake), VCPUS, EventFlags::IN)
+    }
+
+    fn ready(&mut self, token: u32, _: EventFlags, _: &Registrar<'_>) -> Next {
+        match token {
+            CONTROL => self.obey(),
+            _ => self.hear_vcpus(),
+        }
+    }
+}
