@@ -15,16 +15,16 @@ use vm_memory::{Bytes, GuestMemory as _, GuestMemoryMmap, VolatileSlice};
 /// A chain as the devices of this crate take it from a queue.
 pub type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
-/// Most slices of a chain: far more than drivers use, few enough that a table
-/// of 65,535 indirect descriptors costs little.
-const SLICES_MAX: usize = 256;
+/// Most descriptors of a chain: far more than drivers use, few enough that a
+/// table of 65,535 indirect descriptors costs little.
+const DESCRIPTORS_MAX: usize = 256;
 
 /// A chain that no driver in its right mind makes.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadChain {
     #[error("descriptor outside guest memory")]
     OutsideMemory,
-    #[error("chain of more than {SLICES_MAX} buffers")]
+    #[error("chain of more than {DESCRIPTORS_MAX} descriptors")]
     TooLong,
 }
 
@@ -49,14 +49,17 @@ impl<'m> Buffers<'m> {
     fn of(chain: Chain<'m>, memory: &'m GuestMemoryMmap, writable: bool) -> Result<Self, BadChain> {
         let mut slices = Vec::with_capacity(2);
         let mut len = 0;
-        for descriptor in chain.filter(|d| d.is_write_only() == writable) {
+        for (at, descriptor) in chain.enumerate() {
+            if at == DESCRIPTORS_MAX {
+                return Err(BadChain::TooLong);
+            }
+            if descriptor.is_write_only() != writable {
+                continue;
+            }
             // A u32 fits: this VMM is for 64-bit hosts.
             let bytes = descriptor.len() as usize;
             for slice in memory.get_slices(descriptor.addr(), bytes) {
                 let slice = slice.map_err(|_| BadChain::OutsideMemory)?;
-                if slices.len() == SLICES_MAX {
-                    return Err(BadChain::TooLong);
-                }
                 len += slice.len();
                 slices.push(slice);
             }

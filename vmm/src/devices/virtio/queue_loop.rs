@@ -16,8 +16,9 @@ use super::buffers::Chain;
 use super::{ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt};
 use crate::event_loop::{EventHandler, EventLoopHandle, HandlerId, Next, Registrar, borrow};
 
-/// Chains a device answers before others of the loop have a turn.
-const CHAINS_PER_TURN: usize = 256;
+/// Chains a device answers before others of the loop have a turn. The dearest
+/// is a balloon request of thousands of scattered pages.
+const CHAINS_PER_TURN: usize = 32;
 
 /// The driver has made a queue that cannot be served: only a reset helps.
 #[derive(Debug, Error)]

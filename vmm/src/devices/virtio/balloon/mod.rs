@@ -34,6 +34,9 @@ const REPORTING: usize = 2;
 /// Most page numbers of one request that are looked at; Linux sends 256.
 const PAGES_PER_REQUEST: usize = 4096;
 
+/// Most ranges of one report that are looked at; Linux sends 32.
+const RANGES_PER_REPORT: usize = 256;
+
 /// Where `actual` is in the configuration space.
 const ACTUAL_OFFSET: u64 = 4;
 
@@ -174,7 +177,7 @@ fn inflate(chain: Chain<'_>, memory: &GuestMemoryMmap) {
 
 /// The free pages themselves, as buffers (virtio 1.3, 5.5.6.7).
 fn report(chain: Chain<'_>, memory: &GuestMemoryMmap) {
-    for pages in chain.writable() {
+    for pages in chain.writable().take(RANGES_PER_REPORT) {
         discard(memory, pages.addr(), u64::from(pages.len()));
     }
 }

@@ -321,8 +321,12 @@ impl Connection {
 
     /// Keeps what the socket did not take, within the credit checked before.
     fn keep(&mut self, payload: &Buffers<'_>, written: usize) {
-        if self.shutdown.host & SHUTDOWN_RECEIVE != 0 {
+        if written == payload.len() || self.shutdown.host & SHUTDOWN_RECEIVE != 0 {
             return;
+        }
+        if self.pending.capacity() == 0 {
+            // Once, so that growing never takes twice the window.
+            self.pending.reserve_exact(self.window.size as usize);
         }
         let mut skip = written;
         for slice in payload.slices() {

@@ -22,9 +22,9 @@ use crate::devices::virtio::{
 };
 use crate::event_loop::{EventHandler, EventLoopHandle, Next, Registrar, borrow};
 
-/// Receive, transmit, event. Twice Linux's usual number of receive buffers, so
-/// that a burst does not run dry between two interrupts.
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+/// Receive, transmit, event. Linux fills the receive queue with buffers of a
+/// page or two each when it boots: a longer one would cost time and memory.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 
 const RX_KICK: u32 = 0;
 const TX_KICK: u32 = 1;

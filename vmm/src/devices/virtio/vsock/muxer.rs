@@ -25,7 +25,7 @@ pub(super) const HANDSHAKES_MAX: usize = 128;
 
 /// Most answers to packets of no connection that wait for room in the receive
 /// queue; then the guest's packets wait too.
-const RESETS_MAX: usize = 128;
+const RESETS_MAX: usize = 64;
 
 /// Our receive buffer for one connection: four packets of the largest size
 /// that Linux sends.

@@ -24,7 +24,7 @@ pub(super) const RX_BUFFER: u32 = 4096 + 44;
 /// What the guest says it can take, unless a test says otherwise.
 pub(super) const CREDIT: u32 = 1 << 20;
 
-const SIZES: [u16; 3] = [256, 256, 16];
+const SIZES: [u16; 3] = [128, 128, 8];
 const RX: u32 = 0;
 const TX: u32 = 1;
 /// More than one packet's worth each.
@@ -64,7 +64,7 @@ impl Guest {
     /// A guest with plenty of receive buffers.
     pub(super) fn new() -> Self {
         let mut guest = Self::without_buffers();
-        guest.post(200);
+        guest.post(100);
         guest
     }
 
@@ -83,7 +83,7 @@ impl Guest {
         let handle = device.handle();
         let queues = machine.start(Box::new(device), &SIZES);
         let mut guest = Self::with(machine, queues, handle, address, connections);
-        guest.post(200);
+        guest.post(100);
         (host, guest)
     }
 
@@ -148,7 +148,7 @@ impl Guest {
         [self.rx, self.tx, self.event] = queues.try_into().unwrap();
         self.rx_buffers.clear();
         self.received.clear();
-        self.post(200);
+        self.post(100);
     }
 
     /// Posts this many receive buffers.

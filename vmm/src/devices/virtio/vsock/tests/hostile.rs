@@ -226,7 +226,7 @@ fn chain_that_runs_in_a_circle_ends() {
 #[test]
 fn head_outside_the_table_breaks_the_device_until_a_reset() {
     let mut guest = Guest::new();
-    guest.tx.publish(&guest.machine, 256);
+    guest.tx.publish(&guest.machine, 128);
     guest.machine.kick(1);
     assert!(guest.machine.needs_reset());
     guest.reset();
@@ -236,16 +236,16 @@ fn head_outside_the_table_breaks_the_device_until_a_reset() {
 #[test]
 fn flood_without_receive_buffers_waits_in_the_guest() {
     let mut guest = Guest::without_buffers();
-    for port in 0..250 {
+    for port in 0..120 {
         let header = guest.header(Op::Request, 9, port);
         guest.queue(header, &[]);
     }
     guest.machine.kick(1);
     let taken = guest.tx.take_used(&guest.machine).len();
-    assert!(taken < 250, "{taken} answers are kept");
-    guest.post(50);
+    assert!(taken < 120, "{taken} answers are kept");
+    guest.post(20);
     let resets = guest.receive();
-    assert_eq!(resets.len(), 250);
+    assert_eq!(resets.len(), 120);
     assert!(resets.iter().all(|p| p.op() == Some(Op::Reset)));
 }
 
