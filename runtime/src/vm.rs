@@ -310,11 +310,10 @@ impl Control {
                     }
                 });
             match (received, waiting) {
-                (Some(Err(ControlError::Socket(Errno::INTR))), _) => {}
+                (Some(Err(ControlError::Socket(Errno::INTR))), _) | (None, Ok(())) => {}
                 (Some(result), _) => return result,
                 (None, Err(err)) if err.kind() == io::ErrorKind::WouldBlock => {}
                 (None, Err(err)) => return Err(socket_error(&err)),
-                (None, Ok(())) => {}
             }
         }
     }

@@ -21,7 +21,7 @@ use super::mounts::SharedDir;
 use super::plan::{VmPlan, plan_vm};
 use super::request::read_spec;
 use super::state::{ContainerStatus, process_start_time};
-use super::{BootError, CLOSING_GRACE, Chain, Close, Phase, Sandbox, VmmFacts, store};
+use super::{BootError, CLOSING_GRACE, Chain, Close, Fault, Phase, Sandbox, VmmFacts, store};
 use crate::agent::{self, AgentClient};
 use crate::vm::{self, GuestConnection, Vm, VmHandle, VmmOutput};
 
@@ -180,18 +180,21 @@ impl Sandbox {
         let cause = tokio::select! {
             end = vm.handle.ended() => Cause::Vm(end),
             cause = self.keep_agent(&mut vm.connections) => cause,
-            reason = self.failed() => Cause::Agent(reason),
+            fault = self.failed() => match fault {
+                Fault::AgentLost => Cause::AgentGone,
+                Fault::Misbehaved(what) => Cause::Agent(what),
+            },
             _ = self.close_asked() => Cause::Closed,
         };
         match cause {
             Cause::Vm(end) => self.explain(&end),
-            Cause::AgentGone => match timeout(CAUSE_DEADLINE, vm.handle.ended()).await {
-                Ok(end) => self.explain(&end),
-                Err(_) => {
-                    vm.handle.stop(STOP_DEADLINE).await;
-                    "the agent in the guest has gone".to_owned()
+            Cause::AgentGone => {
+                if let Ok(end) = timeout(CAUSE_DEADLINE, vm.handle.ended()).await {
+                    return self.explain(&end);
                 }
-            },
+                vm.handle.stop(STOP_DEADLINE).await;
+                "the agent in the guest has gone".to_owned()
+            }
             Cause::Agent(reason) => {
                 vm.handle.stop(STOP_DEADLINE).await;
                 reason

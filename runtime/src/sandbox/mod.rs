@@ -64,6 +64,14 @@ pub enum Close {
     Quit,
 }
 
+/// What a guest did for which its microVM must end.
+#[derive(Clone, Debug)]
+enum Fault {
+    /// May be the first sign of the microVM's own end.
+    AgentLost,
+    Misbehaved(String),
+}
+
 /// What is known of the VMM once it runs.
 #[derive(Debug)]
 struct VmmFacts {
@@ -95,7 +103,7 @@ pub struct Sandbox {
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
     close: watch::Sender<Option<Close>>,
     /// Why the microVM must end, where it is not its own doing.
-    fault: watch::Sender<Option<String>>,
+    fault: watch::Sender<Option<Fault>>,
     /// Ticks with each change of a container.
     changes: watch::Sender<u64>,
     clients: watch::Sender<usize>,
@@ -179,21 +187,21 @@ impl Sandbox {
     }
 
     /// Ends the microVM because of something it did.
-    fn fail(&self, reason: String) {
+    fn fail(&self, what: Fault) {
         self.fault.send_if_modified(|fault| {
             let first = fault.is_none();
             if first {
-                *fault = Some(reason);
+                *fault = Some(what);
             }
             first
         });
     }
 
-    async fn failed(&self) -> String {
+    async fn failed(&self) -> Fault {
         let mut fault = self.fault.subscribe();
         loop {
-            if let Some(reason) = &*fault.borrow_and_update() {
-                return reason.clone();
+            if let Some(what) = &*fault.borrow_and_update() {
+                return what.clone();
             }
             let _ = fault.changed().await;
         }

@@ -15,7 +15,7 @@ use ttrpc::Code;
 use super::id::{ContainerId, ExecId};
 use super::mounts::{RootMount, kind_of};
 use super::plan::{ContainerPlan, plan_container};
-use super::{CLOSING_GRACE, Chain, Close, Event, Sandbox, SandboxError};
+use super::{CLOSING_GRACE, Chain, Close, Event, Fault, Sandbox, SandboxError};
 use crate::agent::{AgentClient, AgentError, ProcessName};
 use crate::container::{Container, Exec};
 use crate::process::{Exit, Process, Stage};
@@ -164,8 +164,13 @@ impl Sandbox {
                     oom_killed: reply.oom_killed,
                 },
                 Err(err) => {
-                    // Of no effect where the microVM's end is the cause.
-                    self.fail(format!("the agent cannot say how a process ended: {}", Chain(&err)));
+                    self.fail(match err {
+                        AgentError::Lost => Fault::AgentLost,
+                        err => Fault::Misbehaved(format!(
+                            "the agent cannot say how a process ended: {}",
+                            Chain(&err)
+                        )),
+                    });
                     Exit::died(self.ended().await.to_string())
                 }
             },
@@ -332,7 +337,8 @@ impl Sandbox {
         let agent = self.agent().await?;
         let result = agent.signal(target.name(), signal, all).await;
         if signal == SIGKILL && matches!(result, Err(AgentError::Deadline(_))) {
-            self.fail("the agent did not kill a process when told to".to_owned());
+            let what = "the agent did not kill a process when told to".to_owned();
+            self.fail(Fault::Misbehaved(what));
             return Ok(());
         }
         Ok(result?)
@@ -353,20 +359,20 @@ impl Sandbox {
         };
         if let Some(agent) = self.agent_now().filter(|_| !never_made) {
             match agent.delete(target.name()).await {
-                Ok(()) => {}
-                Err(AgentError::Refused { code, .. }) if code == Code::NOT_FOUND => {}
+                Ok(())
+                | Err(AgentError::Refused {
+                    code: Code::NOT_FOUND,
+                    ..
+                }) => {}
                 // What it holds in the guest ends with the guest.
                 Err(err) => tracing::warn!("the agent has not forgotten {id}: {}", Chain(&err)),
             }
         }
-        match exec {
-            Some(exec) => {
-                target.container.execs().remove(exec);
-            }
-            None => {
-                self.unmount(&target.container);
-                self.containers().remove(id);
-            }
+        if let Some(exec) = exec {
+            target.container.execs().remove(exec);
+        } else {
+            self.unmount(&target.container);
+            self.containers().remove(id);
         }
         self.changed();
         self.publish(Event::Delete {

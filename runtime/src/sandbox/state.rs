@@ -102,6 +102,7 @@ impl SandboxState {
 
     /// The state as it is once the process is found dead: every container has
     /// ended with it.
+    #[must_use]
     pub fn died(mut self, now: SystemTime) -> Self {
         for container in self.containers.values_mut() {
             if container.status != ContainerStatus::Stopped {

@@ -64,8 +64,8 @@ impl Args {
             if let Some(action) = switch(flag) {
                 if truth(flag, value)? {
                     match action {
-                        Some(action) => parsed.action = action,
-                        None => parsed.debug = true,
+                        Switch::Debug => parsed.debug = true,
+                        Switch::Act(action) => parsed.action = action,
                     }
                 }
                 continue;
@@ -91,12 +91,17 @@ impl Args {
     }
 }
 
-/// Flags without a value, and the action each stands for.
-fn switch(flag: &str) -> Option<Option<Action>> {
+/// A flag without a value.
+enum Switch {
+    Debug,
+    Act(Action),
+}
+
+fn switch(flag: &str) -> Option<Switch> {
     match flag {
-        "debug" => Some(None),
-        "v" | "version" => Some(Some(Action::Version)),
-        "info" => Some(Some(Action::Info)),
+        "debug" => Some(Switch::Debug),
+        "v" | "version" => Some(Switch::Act(Action::Version)),
+        "info" => Some(Switch::Act(Action::Info)),
         _ => None,
     }
 }

@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_long_line_is_cut_and_only_its_end_has_a_newline() {
-        let long = [b'x'; PIECE_MAX + 10];
+        let long = vec![b'x'; PIECE_MAX + 10];
         let pieces = texts(&[&long, b"\nnext\n"]);
         assert_eq!(pieces[0].len(), PIECE_MAX);
         assert_eq!(pieces[1], format!("{}\n", "x".repeat(10)));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_line_of_just_the_piece_has_its_newline_in_the_next() {
-        let long = [b'x'; PIECE_MAX];
+        let long = vec![b'x'; PIECE_MAX];
         assert_eq!(texts(&[&long, b"\n"])[1], "\n");
     }
 

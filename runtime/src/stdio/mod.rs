@@ -31,6 +31,9 @@ use crate::agent::{AgentError, GuestPorts};
 /// As much as a pipe holds.
 const BUFFER_LEN: usize = 64 * 1024;
 
+/// What is read at once of what is left in a FIFO that is to be closed.
+const CLOSING_READ_LEN: usize = 4096;
+
 /// After the process's end, output that stays away this long is not waited for:
 /// something else still holds the stream open. Docker waits as long.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -263,9 +266,11 @@ async fn copy_stdin(mut pipe: pipe::Receiver, guest: UnixStream, mut close: watc
     loop {
         let closing = *close.borrow_and_update();
         if closing {
-            match pipe.try_read_buf(with_room(&mut buffer)) {
+            // Past the event loop, which may not have heard of the last bytes yet.
+            buffer.resize(CLOSING_READ_LEN, 0);
+            match rustix::io::read(&pipe, &mut buffer[..]) {
                 Ok(0) | Err(_) => break,
-                Ok(_) => {}
+                Ok(count) => buffer.truncate(count),
             }
         } else {
             let mut byte = [0];

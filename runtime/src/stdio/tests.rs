@@ -121,7 +121,7 @@ async fn a_reader_that_is_gone_does_not_stop_the_log() {
     assert_eq!(logged.bytes().filter(|byte| *byte == b'y').count(), 300_000);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn output_held_open_by_another_is_cut_off() {
     let fixture = Fixture::new();
     let path = fixture.fifo("out");

@@ -141,13 +141,15 @@ impl Box_ {
     }
 
     /// The processes are gone, the directory too, and volumes are untouched.
-    pub fn nothing_is_left(&self) {
+    pub async fn nothing_is_left(&self) {
         self.wait_for("processes to end", || {
             self.pids
                 .iter()
                 .all(|pid| process_start_time(*pid).is_none())
-        });
-        self.wait_for("the directory to go", || !self.sandbox_dir().exists());
+        })
+        .await;
+        self.wait_for("the directory to go", || !self.sandbox_dir().exists())
+            .await;
         self.volume_is_untouched();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let own = self.dir.path().to_str().unwrap();
@@ -159,7 +161,7 @@ impl Box_ {
         assert_eq!(file, "precious");
     }
 
-    pub fn wait_for(&self, what: &str, mut done: impl FnMut() -> bool) {
+    pub async fn wait_for(&self, what: &str, mut done: impl FnMut() -> bool) {
         let start = Instant::now();
         while !done() {
             assert!(
@@ -167,7 +169,7 @@ impl Box_ {
                 "waited in vain for {what}; log:\n{}",
                 self.sandbox_log()
             );
-            std::thread::sleep(Duration::from_millis(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -35,7 +35,7 @@ async fn run(sandbox: &mut Box_) -> u32 {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
     exit.exit_status
 }
 
@@ -111,7 +111,7 @@ async fn states_follow_the_container() {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -159,7 +159,7 @@ async fn a_process_is_added_to_a_running_container() {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn a_command_that_cannot_be_executed_is_told_by_its_code() {
             .shutdown(context(), &shutdown_request())
             .await
             .unwrap();
-        sandbox.nothing_is_left();
+        sandbox.nothing_is_left().await;
     }
 }
 
@@ -235,7 +235,7 @@ async fn a_microvm_that_does_not_come_up_says_why() {
             .shutdown(context(), &shutdown_request())
             .await
             .unwrap();
-        sandbox.nothing_is_left();
+        sandbox.nothing_is_left().await;
     }
 }
 
@@ -272,7 +272,7 @@ async fn a_plan_that_cannot_be_honoured_is_refused_by_name() {
             .shutdown(context(), &shutdown_request())
             .await
             .unwrap();
-        sandbox.nothing_is_left();
+        sandbox.nothing_is_left().await;
     }
 }
 
@@ -293,10 +293,12 @@ async fn a_microvm_that_ends_takes_its_containers_with_it() {
         let _ = client.start(context(), &start_request("")).await;
         let exit = client.wait(context(), &wait_request("")).await.unwrap();
         assert!(matches!(exit.exit_status, 125 | 137));
-        sandbox.wait_for("the state to be written", || {
-            let state = sandbox.state().unwrap();
-            state.vmm_pid.is_none() && state.containers[ID].status == ContainerStatus::Stopped
-        });
+        sandbox
+            .wait_for("the state to be written", || {
+                let state = sandbox.state().unwrap();
+                state.vmm_pid.is_none() && state.containers[ID].status == ContainerStatus::Stopped
+            })
+            .await;
         let state = sandbox.state().unwrap().containers[ID].clone();
         if exit.exit_status == 137 {
             let reason = state.reason.unwrap_or_default();
@@ -307,7 +309,7 @@ async fn a_microvm_that_ends_takes_its_containers_with_it() {
             .shutdown(context(), &shutdown_request())
             .await
             .unwrap();
-        sandbox.nothing_is_left();
+        sandbox.nothing_is_left().await;
     }
 }
 
@@ -332,7 +334,7 @@ async fn a_vmm_killed_from_outside_leaves_a_stopped_container() {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -347,13 +349,15 @@ async fn a_killed_sandbox_process_is_cleaned_up_after() {
     let pid = sandbox.state().unwrap().pid;
     assert!(sandbox.store.reap_dead().unwrap().is_empty());
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
-    sandbox.wait_for("the death to be noticed", || {
-        sandbox.state().unwrap().containers[ID].status == ContainerStatus::Stopped
-    });
+    sandbox
+        .wait_for("the death to be noticed", || {
+            sandbox.state().unwrap().containers[ID].status == ContainerStatus::Stopped
+        })
+        .await;
     let reaped = sandbox.store.reap_dead().unwrap();
     let state = reaped[0].1.as_ref().unwrap();
     assert_eq!(state.containers[ID].exit_status, Some(137));
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -370,9 +374,11 @@ async fn a_name_in_use_is_refused_and_a_dead_ones_is_not() {
     assert!(text.contains("box is already there"), "{text}");
     let pid = sandbox.state().unwrap().pid;
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
-    sandbox.wait_for("the lock to be free", || {
-        sandbox.shim("start").status.success()
-    });
+    sandbox
+        .wait_for("the lock to be free", || {
+            sandbox.shim("start").status.success()
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -385,7 +391,7 @@ async fn delete_ends_whatever_is_there() {
     sandbox.note_pids();
     let output = sandbox.shim("delete");
     assert!(output.status.success(), "{output:?}");
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -400,7 +406,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_start_leaves_nothing() {
         assert!(left.is_err(), "{scenario}");
         sandbox.note_pids();
         drop(client);
-        sandbox.nothing_is_left();
+        sandbox.nothing_is_left().await;
     }
 }
 
@@ -418,8 +424,10 @@ async fn a_termination_signal_ends_it_in_order() {
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
     assert_eq!(exit.exit_status, 137);
     drop(client);
-    sandbox.wait_for("its end", || sandbox.store.reap_dead().unwrap().len() == 1);
-    sandbox.nothing_is_left();
+    sandbox
+        .wait_for("its end", || sandbox.store.reap_dead().unwrap().len() == 1)
+        .await;
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -443,12 +451,14 @@ async fn a_detached_container_ends_by_itself_and_its_result_is_handed_on() {
     client.create(context(), &create).await.unwrap();
     client.start(context(), &start_request("")).await.unwrap();
     drop(client);
-    sandbox.wait_for("the exit command", || told.exists());
+    sandbox.wait_for("the exit command", || told.exists()).await;
     let text = std::fs::read_to_string(&told).unwrap();
     assert!(text.starts_with("cleanup box\n"), "{text}");
     assert!(text.contains("\"exit_status\":7"), "{text}");
-    sandbox.wait_for("its end", || sandbox.store.reap_dead().unwrap().len() == 1);
-    sandbox.nothing_is_left();
+    sandbox
+        .wait_for("its end", || sandbox.store.reap_dead().unwrap().len() == 1)
+        .await;
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -484,5 +494,5 @@ async fn a_flooding_guest_is_bounded() {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }

@@ -83,7 +83,7 @@ async fn a_hundred_megabytes_arrive_whole_in_fifo_and_log() {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -116,5 +116,5 @@ async fn stdin_reaches_the_process_and_its_end_too() {
         .shutdown(context(), &shutdown_request())
         .await
         .unwrap();
-    sandbox.nothing_is_left();
+    sandbox.nothing_is_left().await;
 }

@@ -87,9 +87,18 @@ fn what_a_guest_cannot_do_is_named() {
     let netns = serde_json::json!([{ "type": "network", "path": "/run/netns/a" }]);
     for (spec, expected) in [
         (with("/hooks", hook), "hook \"createRuntime\""),
-        (with("/windows", serde_json::json!({})), "\"windows\" section"),
-        (with("/linux/intelRdt", serde_json::json!({})), "linux.intelRdt"),
-        (with("/linux/namespaces", netns), "network namespace /run/netns/a"),
+        (
+            with("/windows", serde_json::json!({})),
+            "\"windows\" section",
+        ),
+        (
+            with("/linux/intelRdt", serde_json::json!({})),
+            "linux.intelRdt",
+        ),
+        (
+            with("/linux/namespaces", netns),
+            "network namespace /run/netns/a",
+        ),
         (bind("/srv/data", &["rbind", "rshared"]), "\"rshared\""),
         (bind("/run/docker.sock", &["rbind"]), "is a socket"),
         (bind("/dev/sda", &["bind"]), "is a device"),
@@ -131,7 +140,10 @@ fn the_microvm_is_sized_by_annotation_then_limit_then_default() {
         (cpus(150_000), (2, 512)),
         (cpus(9_000_000), (32, 512)),
         (annotated("/annotations/dev.lazaret.vcpus", "4"), (4, 512)),
-        (annotated("/annotations/dev.lazaret.memory-mib", "64"), (1, 64)),
+        (
+            annotated("/annotations/dev.lazaret.memory-mib", "64"),
+            (1, 64),
+        ),
     ] {
         assert_eq!(sized(&spec), Ok(expected));
     }
