@@ -49,7 +49,7 @@ pub async fn serve(
         .add_listener(Listener::new(Incoming(incoming)))
         .register_service(create_agent(Arc::new(agent)));
     server.start().await.unwrap();
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 struct FakeAgent {
@@ -67,7 +67,7 @@ struct Process {
 }
 
 impl FakeAgent {
-    fn add(&self, container: &str, exec: &str, process: &Value, stdio: Stdio) -> Result<()> {
+    fn add(&self, container: &str, exec: &str, process: &Value, stdio: Stdio) {
         let args = process["args"].as_array().unwrap();
         let args = args.iter().map(|arg| arg.as_str().unwrap().to_owned());
         let process = Process {
@@ -80,7 +80,6 @@ impl FakeAgent {
             .lock()
             .unwrap()
             .insert(key, Arc::new(process));
-        Ok(())
     }
 
     fn find(&self, container: &str, exec: &str) -> Result<Arc<Process>> {
@@ -95,7 +94,7 @@ impl FakeAgent {
 
     fn run(&self, process: Arc<Process>) {
         let stdio = process.stdio.lock().unwrap().clone();
-        let stdin = self.stream(stdio.stdin_port);
+        let input = self.stream(stdio.stdin_port);
         let stdout = self.stream(stdio.stdout_port);
         let stderr = self.stream(stdio.stderr_port);
         match process.args[0].as_str() {
@@ -105,7 +104,7 @@ impl FakeAgent {
             _ => {}
         }
         tokio::spawn(async move {
-            let status = program(&process, stdin, stdout, stderr).await;
+            let status = program(&process, input, stdout, stderr).await;
             process.status.send_if_modified(|now| {
                 let first = now.is_none();
                 now.get_or_insert(status);
@@ -208,7 +207,7 @@ impl Agent for FakeAgent {
             let text = "linux.seccomp: no such\x1b thing";
             return Err(get_rpc_status(Code::UNIMPLEMENTED, text));
         }
-        self.add(id, "", &spec["process"], stdio(request.stdio))?;
+        self.add(id, "", &spec["process"], stdio(request.stdio));
         Ok(CreateContainerReply::default())
     }
 
@@ -219,7 +218,7 @@ impl Agent for FakeAgent {
     ) -> Result<CreateProcessReply> {
         let process: Value = serde_json::from_slice(&request.process_json).unwrap();
         let (container, exec) = (&request.container_id, &request.exec_id);
-        self.add(container, exec, &process, stdio(request.stdio))?;
+        self.add(container, exec, &process, stdio(request.stdio));
         Ok(CreateProcessReply::default())
     }
 

@@ -50,12 +50,12 @@ impl Box_ {
         fs::write(path("vmm"), script).unwrap();
         fs::set_permissions(path("vmm"), fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!(
-            "kernel = {:?}\ninitramfs = {:?}\nvmm = {:?}\nrun_dir = {:?}\n\
+            "kernel = '{}'\ninitramfs = '{}'\nvmm = '{}'\nrun_dir = '{}'\n\
              host_cgroup = false\nboot_timeout_s = 2\n",
-            path("kernel"),
-            path("initramfs"),
-            path("vmm"),
-            path("run"),
+            path("kernel").display(),
+            path("initramfs").display(),
+            path("vmm").display(),
+            path("run").display(),
         );
         fs::write(path("config.toml"), config).unwrap();
         fs::create_dir_all(path("bundle/rootfs")).unwrap();

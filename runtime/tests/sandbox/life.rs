@@ -50,7 +50,7 @@ async fn exit_status_is_the_processs_own() {
 
 #[tokio::test]
 async fn a_guest_that_does_not_power_off_is_stopped() {
-    let mut sandbox = Box_::new("ok", ENGINE);
+    let mut sandbox = Box_::new("stays", ENGINE);
     sandbox.spec(&["exit", "0"], |_| {});
     assert_eq!(run(&mut sandbox).await, 0);
 }

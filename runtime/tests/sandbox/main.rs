@@ -2,7 +2,14 @@
 //! this same test program: no KVM is needed, and everything that can go wrong in
 //! a guest can be asked for by name.
 
-#![expect(missing_debug_implementations, reason = "a test program")]
+#![allow(
+    clippy::exit,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test program, all of it"
+)]
 
 mod fake_agent;
 mod fake_vmm;
