@@ -91,6 +91,28 @@ impl SandboxDir {
     pub fn state(&self) -> PathBuf {
         self.path.join("state.json")
     }
+
+    /// Names the process before it has written its state.
+    fn pid_file(&self) -> PathBuf {
+        self.path.join("shim.pid")
+    }
+
+    /// Notes the process that a sandbox was given to.
+    pub fn write_pid(&self, pid: u32) -> Result<(), StoreError> {
+        let path = self.pid_file();
+        let start_time = process_start_time(pid).unwrap_or_default();
+        fs::write(&path, format!("{pid} {start_time}")).map_err(|source| StoreError::Io {
+            verb: "write",
+            path,
+            source,
+        })
+    }
+
+    fn read_pid(&self) -> Option<(u32, u64)> {
+        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let (pid, start_time) = text.split_once(' ')?;
+        Some((pid.parse().ok()?, start_time.parse().ok()?))
+    }
 }
 
 impl Store {
@@ -200,10 +222,13 @@ impl Store {
             path: dir.path.clone(),
             source: source.into(),
         };
-        let state = self.load(id)?.ok_or_else(|| failed(Errno::SRCH))?;
-        let pid = Pid::from_raw(state.pid.cast_signed()).ok_or_else(|| failed(Errno::SRCH))?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(failed)?;
-        if !state.is_alive() {
+        let (pid, start_time) = dir.read_pid().ok_or_else(|| failed(Errno::SRCH))?;
+        let raw = Pid::from_raw(pid.cast_signed()).ok_or_else(|| failed(Errno::SRCH))?;
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(()),
+            result => result.map_err(failed)?,
+        };
+        if process_start_time(pid) != Some(start_time) {
             return Ok(());
         }
         pidfd_send_signal(&pidfd, Signal::KILL).map_err(failed)?;

@@ -166,10 +166,14 @@ fn let_go(args: &Args, dir: &SandboxDir) -> Result<(), ShimError> {
         .stdout(lock)
         .stderr(log)
         // A terminal's signals are for the command, not for the sandbox.
-        .process_group(0)
-        .spawn()
-        .map(drop)
-        .map_err(ShimError::Spawn)
+        .process_group(0);
+    let mut child = command.spawn().map_err(ShimError::Spawn)?;
+    if let Err(err) = dir.write_pid(child.id()) {
+        // Nobody would find it again; an error here means that it is gone already.
+        let _ = child.kill();
+        return Err(err.into());
+    }
+    Ok(())
 }
 
 /// What is mounted for the sandbox is seen by it alone, and gone with it; what
