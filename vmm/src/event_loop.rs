@@ -265,3 +265,85 @@ fn borrow_raw<T>(fd: std::os::fd::RawFd, _owner: &T) -> BorrowedFd<'_> {
     // result carries.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT_ONCE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+
+    /// Waits for a duplicate of a descriptor that its maker keeps.
+    struct Waiter {
+        kick: EventFd,
+        next: Next,
+    }
+
+    impl EventHandler for Waiter {
+        fn start(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
+            registrar.add(borrow(&self.kick), 7, EventFlags::IN)
+        }
+
+        fn ready(&mut self, token: u32, _: EventFlags, _: &Registrar<'_>) -> Next {
+            assert_eq!(token, 7);
+            self.next
+        }
+
+        fn stop(&mut self, registrar: &Registrar<'_>) {
+            registrar.remove(borrow(&self.kick)).unwrap();
+        }
+    }
+
+    fn waiting(next: Next) -> (EventLoop, EventLoopHandle, HandlerId, EventFd) {
+        let (mut events, handle) = EventLoop::new().unwrap();
+        let kept = EventFd::new(EFD_NONBLOCK).unwrap();
+        let kick = kept.try_clone().unwrap();
+        let id = handle.add(Box::new(Waiter { kick, next })).unwrap();
+        assert_eq!(events.round(Some(&AT_ONCE)).unwrap(), Round::Served);
+        kept.write(1).unwrap();
+        (events, handle, id, kept)
+    }
+
+    #[test]
+    fn handler_that_removes_itself_is_woken_no_more() {
+        let (mut events, _handle, _, _kept) = waiting(Next::Remove);
+        assert_eq!(events.round(Some(&AT_ONCE)).unwrap(), Round::Served);
+        assert_eq!(events.round(Some(&AT_ONCE)).unwrap(), Round::Idle);
+    }
+
+    #[test]
+    fn removed_handler_is_gone_when_the_removal_returns() {
+        let (mut events, handle, id, _kept) = waiting(Next::Continue);
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| handle.remove(id));
+            while !removal.is_finished() {
+                events.round(Some(&AT_ONCE)).unwrap();
+            }
+        });
+        assert!(events.handlers.is_empty());
+        while events.round(Some(&AT_ONCE)).unwrap() != Round::Idle {}
+    }
+
+    #[test]
+    fn removal_from_a_loop_that_is_gone_returns() {
+        let (events, handle, id, _kept) = waiting(Next::Continue);
+        drop(events);
+        handle.remove(id);
+        assert!(
+            handle
+                .add(Box::new(Waiter {
+                    kick: EventFd::new(0).unwrap(),
+                    next: Next::Exit
+                }))
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn handler_ends_the_loop() {
+        let (mut events, _handle, _, _kept) = waiting(Next::Exit);
+        events.run().unwrap();
+    }
+}
