@@ -43,12 +43,13 @@ impl Args {
 fn inspect(lifecycle: &Lifecycle, store: &ImageStore, name: &str) -> Result<Value, Failure> {
     if let Ok(id) = lifecycle.containers.resolve(name) {
         let record = lifecycle.find(id.as_str())?;
-        return Ok(container(&record, &lifecycle.containers.directory(&id)));
+        let pid = lifecycle.pid(&record)?;
+        return Ok(container(&record, pid, &lifecycle.containers.directory(&id)));
     }
     image(store, name).map_err(|_| Failure::new(format!("No such object: {name}")))
 }
 
-fn container(record: &ContainerRecord, directory: &ContainerDirectory) -> Value {
+fn container(record: &ContainerRecord, pid: u32, directory: &ContainerDirectory) -> Value {
     let (status, started, finished, exit_code, error) = match &record.state {
         State::Created => ("created", None, None, 0, ""),
         State::Running { started } => ("running", Some(started), None, 0, ""),
@@ -87,6 +88,7 @@ fn container(record: &ContainerRecord, directory: &ContainerDirectory) -> Value 
         "State": {
             "Status": status,
             "Running": status == "running",
+            "Pid": pid,
             "ExitCode": exit_code,
             "Error": error,
             "StartedAt": time(started),

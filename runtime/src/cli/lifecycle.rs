@@ -67,6 +67,16 @@ impl Lifecycle {
         }
     }
 
+    /// The process that a running container is on the host: its microVM. 0 where there is none,
+    /// as Docker writes it.
+    pub(crate) fn pid(&self, record: &ContainerRecord) -> Result<u32, Failure> {
+        if !matches!(record.state, State::Running { .. }) {
+            return Ok(0);
+        }
+        let sandbox = self.sandboxes.load(&sandbox_id(&record.id)?)?;
+        Ok(sandbox.and_then(|sandbox| sandbox.vmm_pid).unwrap_or(0))
+    }
+
     /// All containers, each up to date.
     pub(crate) fn list(&self) -> Result<Vec<ContainerRecord>, Failure> {
         let mut records = Vec::new();

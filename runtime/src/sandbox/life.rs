@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazaret_protocol::ports;
 use lazaret_vmm::config::VmFds;
@@ -87,6 +87,7 @@ impl Sandbox {
 
         let (console, console_writer) = log_pipe()?;
         let (output, output_writer) = log_pipe()?;
+        let begun = Instant::now();
         let stdout = output_writer.try_clone().map_err(BootError::Pipe)?;
         let spawned = vm::spawn(
             &config.vmm,
@@ -122,6 +123,7 @@ impl Sandbox {
             pid,
             start_time: process_start_time(pid),
             vcpus: vm.vcpus,
+            begun,
         });
         self.phase.send_replace(Phase::Booting);
         self.changed();
@@ -267,12 +269,14 @@ impl Sandbox {
         };
         agent::greet(&mut ready).await?;
         let agent = AgentClient::connect(&self.guest_ports).await?;
+        let vmm = self.vmm.get();
         agent
-            .set_up(
-                self.setup.id.as_str(),
-                self.vmm.get().map_or(1, |vmm| vmm.vcpus),
-            )
+            .set_up(self.setup.id.as_str(), vmm.map_or(1, |vmm| vmm.vcpus))
             .await?;
+        if let Some(vmm) = vmm {
+            // From the start of its VMM's process.
+            tracing::info!(boot_us = vmm.begun.elapsed().as_micros(), "microVM is ready");
+        }
         self.phase.send_replace(Phase::Ready(agent));
         Ok(ready)
     }

@@ -24,7 +24,7 @@ pub mod store;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -78,6 +78,8 @@ struct VmmFacts {
     pid: u32,
     start_time: Option<u64>,
     vcpus: u8,
+    /// When its process was about to be started.
+    begun: Instant,
 }
 
 /// What the sandbox process was started with.
