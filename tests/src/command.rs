@@ -121,7 +121,9 @@ impl<'a> Cmd<'a> {
 
     /// Starts the command in a terminal of this size.
     pub fn terminal(self, rows: u16, columns: u16) -> Terminal {
-        let argv = self.under_deadline(None);
+        let mut argv = self.under_deadline(None);
+        // A process group of its own would not be the terminal's.
+        argv.insert(1, "--foreground".to_owned());
         let command = self.machine.command(&argv, Streams::Terminal);
         Terminal::spawn(&command, self.argv.join(" "), rows, columns)
     }
@@ -130,9 +132,7 @@ impl<'a> Cmd<'a> {
     /// is given, leaves its process id there.
     fn under_deadline(&self, pid_file: Option<&str>) -> Vec<String> {
         let deadline = self.deadline.to_string();
-        let mut argv: Vec<String> = ["timeout", "--foreground", "-k", "5", &deadline]
-            .map(str::to_owned)
-            .into();
+        let mut argv: Vec<String> = ["timeout", "-k", "5", &deadline].map(str::to_owned).into();
         if let Some(file) = pid_file {
             let script = r#"echo $$ >"$0"; exec "$@""#;
             argv.extend(["sh", "-c", script, file].map(str::to_owned));

@@ -24,7 +24,6 @@ for file in /run/lazaret/sandboxes/*/state.json /run/lazaret/sandboxes/*/sandbox
     /var/lib/lazaret/containers/*/sandbox.log; do
     [ -f "$file" ] && { echo "--- $file"; tail -c 6000 "$file"; echo; }
 done
-echo "--- dmesg"; dmesg --level emerg,alert,crit,err,warn | tail -n 10
 "#;
 
 /// The context of one test.

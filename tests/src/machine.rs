@@ -138,6 +138,6 @@ impl Machine {
         let text = console.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
         let text = text.unwrap_or_else(|error| error.to_string());
         let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        lines[lines.len().saturating_sub(8)..].join("\n")
     }
 }

@@ -50,18 +50,21 @@ fn two_containers_see_nothing_of_each_other() {
     }
     assert_ne!(seen[0][0], seen[1][0], "two boots, two kernels");
 
-    // Outside: neither VMM maps, or has open, memory of the other.
-    let memory = lazaret.sh("for pid in $(pgrep -x lazaret-vmm); do
-            echo $(awk '$5 != 0 && $6 ~ /memfd/ { print $5 }' /proc/$pid/maps | sort -u)
-        done");
-    let memory: Vec<_> = memory.lines().collect();
+    // Outside: no memory is shared by both monitors.
+    let memory = lazaret.sh(
+        "for pid in $(pgrep -x lazaret-vmm); do
+            echo monitor $(awk '$2 ~ /s/ && $6 !~ /anon_inode/ { print $5 }' /proc/$pid/maps | sort -u)
+        done",
+    );
+    let memory: Vec<Vec<_>> = memory
+        .lines()
+        .map(|line| line.split(' ').skip(1).collect())
+        .collect();
     assert_eq!(memory.len(), 2, "two monitors: {memory:?}");
-    for inode in memory[0].split(' ').filter(|inode| !inode.is_empty()) {
-        assert!(
-            !memory[1].split(' ').any(|other| other == inode),
-            "memory {inode} is shared"
-        );
-    }
+    assert!(
+        memory[0].iter().all(|inode| !memory[1].contains(inode)),
+        "shared: {memory:?}"
+    );
     lazaret
         .lazaret(["rm", "-f", &names[0], &names[1]])
         .success();

@@ -10,14 +10,16 @@ use crate::figure::{Figure, median};
 use crate::{RUNS, WARM_UP};
 
 /// Boots an idle sandbox, prints what its processes take, ends it, prints its whole log, which a
-/// descriptor keeps although the file goes with the sandbox.
+/// descriptor keeps although the file goes with the sandbox. Guest RAM is the one mapping that is
+/// as large as it.
 const OBSERVE: &str = r#"set -e
 id=$(lazaret run -d --memory 128m busybox sleep 100000)
 cd /run/lazaret/sandboxes/$id
 exec 3<sandbox.log
+memory=$(grep -o 'memory_mib=[0-9]*' sandbox.log | cut -d = -f 2)
 for pid in $(jq '.pid, .vmm_pid' state.json); do
-    awk -v name=$(cat /proc/$pid/comm) '
-        /^[0-9a-f]+-[0-9a-f]+ / { guest = $6 ~ /memfd:guest-memory/ }
+    awk -v name=$(cat /proc/$pid/comm) -v memory=$memory '
+        /^Size:/ { guest = $2 >= memory * 1024 }
         /^Pss:/ { if (guest) ram += $2; else own += $2 }
         END { print "pss", name, own + 0, ram + 0 }' /proc/$pid/smaps
 done
@@ -73,7 +75,7 @@ fn memory(observed: &str) -> anyhow::Result<Vec<Figure>> {
         own += mib;
         guest += guest_kib.parse::<f64>()? / 1024.0;
     }
-    ensure!(guest > 0.0, "no process maps guest memory under its name");
+    ensure!(guest > 0.0, "no process maps the guest's memory");
     figures.push(Figure::own(
         "idle sandbox, PSS of all processes",
         own,
