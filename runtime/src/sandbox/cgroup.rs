@@ -141,9 +141,14 @@ impl Cgroup {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => return result.map_err(failed),
         }
-        fs::write(self.path.join("cgroup.kill"), "1").map_err(failed)?;
-        self.wait_until_empty().map_err(failed)?;
-        fs::remove_dir(&self.path).map_err(failed)
+        let removed = fs::write(self.path.join("cgroup.kill"), "1")
+            .and_then(|()| self.wait_until_empty())
+            .and_then(|()| fs::remove_dir(&self.path));
+        match removed {
+            // Another process removes it as well: a command, and the sandbox process itself.
+            Err(err) if is_gone(&err) => Ok(()),
+            result => result.map_err(failed),
+        }
     }
 
     /// `cgroup.events` signals POLLPRI at each change of `populated`.
@@ -164,6 +169,12 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// What files of a removed cgroup answer, by name and through an open descriptor.
+fn is_gone(err: &io::Error) -> bool {
+    let gone = [rustix::io::Errno::NOENT, rustix::io::Errno::NODEV];
+    rustix::io::Errno::from_io_error(err).is_some_and(|errno| gone.contains(&errno))
 }
 
 #[cfg(test)]
