@@ -29,7 +29,9 @@
 //! In one, `trusted.*` attributes are refused too.
 //!
 //! Files are created with the caller's uid, gid and supplementary groups; ACLs
-//! and umask are the host kernel's work. Locks (`flock`, POSIX) are the guest
+//! and umask are the host kernel's work. (Linux 6.12 does not mark the mounts it
+//! makes for announced submounts as having ACLs: in them `setfacl` fails, though
+//! default ACLs are inherited.) Locks (`flock`, POSIX) are the guest
 //! kernel's: one guest has the directory.
 //!
 //! Every inode that the guest remembers is a descriptor here. When
