@@ -17,7 +17,7 @@ fn two_containers_see_nothing_of_each_other() {
     let names = [lazaret.container("a"), lazaret.container("b")];
     for name in &names {
         let script = format!(
-            "echo secret-{name} >/secret; echo secret-{name} >/dev/shm/secret; exec sleep 98765 $(hostname)"
+            "echo secret-{name} >/secret; echo secret-{name} >/dev/shm/secret; exec sleep 98765"
         );
         lazaret.detached(
             name,

@@ -44,7 +44,7 @@ fn terminal_without_a_terminal_is_refused() {
         .run_cmd(["-it", "--rm", "--name", &name, "busybox", "true"])
         .stdin("")
         .output()
-        .status(1)
+        .status(125)
         .stderr_contains("the input device is not a TTY");
 }
 
