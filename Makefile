@@ -58,7 +58,7 @@ demo: deps build
 test: deps build
 	$(CARGO) test --workspace --exclude lazaret-tests
 	$(CARGO) test --package lazaret-tests --no-run
-	LAZARET_E2E=required scripts/with-kvm test $(CARGO) test --package lazaret-tests
+	scripts/with-kvm test scripts/test-with-kvm
 
 bench: deps build
 	$(CARGO) build --release --package lazaret-tests --bin bench

@@ -44,7 +44,11 @@ fn inspect(lifecycle: &Lifecycle, store: &ImageStore, name: &str) -> Result<Valu
     if let Ok(id) = lifecycle.containers.resolve(name) {
         let record = lifecycle.find(id.as_str())?;
         let pid = lifecycle.pid(&record)?;
-        return Ok(container(&record, pid, &lifecycle.containers.directory(&id)));
+        return Ok(container(
+            &record,
+            pid,
+            &lifecycle.containers.directory(&id),
+        ));
     }
     image(store, name).map_err(|_| Failure::new(format!("No such object: {name}")))
 }

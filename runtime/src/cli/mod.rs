@@ -112,7 +112,11 @@ pub fn main() -> ExitCode {
 
 impl Command {
     fn run(self) -> Result<ExitCode, Failure> {
-        let host = Host::open()?;
+        let host = Host::open().map_err(|failure| match self {
+            // What keeps a container from running is told apart from its own exit codes.
+            Self::Run(_) => failure.with_code(EXIT_OWN_ERROR),
+            _ => failure,
+        })?;
         match self {
             Self::Check(args) => args.run(&host),
             Self::Exec(args) => args.run(&host),

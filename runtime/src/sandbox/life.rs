@@ -275,7 +275,10 @@ impl Sandbox {
             .await?;
         if let Some(vmm) = vmm {
             // From the start of its VMM's process.
-            tracing::info!(boot_us = vmm.begun.elapsed().as_micros(), "microVM is ready");
+            tracing::info!(
+                boot_us = vmm.begun.elapsed().as_micros(),
+                "microVM is ready"
+            );
         }
         self.phase.send_replace(Phase::Ready(agent));
         Ok(ready)

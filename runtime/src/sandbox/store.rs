@@ -222,7 +222,14 @@ impl Store {
             path: dir.path.clone(),
             source: source.into(),
         };
-        let (pid, start_time) = dir.read_pid().ok_or_else(|| failed(Errno::SRCH))?;
+        let Some((pid, start_time)) = dir.read_pid() else {
+            // A process that ends by itself removes its own directory.
+            return if dir.path.exists() {
+                Err(failed(Errno::SRCH))
+            } else {
+                Ok(())
+            };
+        };
         let raw = Pid::from_raw(pid.cast_signed()).ok_or_else(|| failed(Errno::SRCH))?;
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(()),
@@ -231,7 +238,10 @@ impl Store {
         if process_start_time(pid) != Some(start_time) {
             return Ok(());
         }
-        pidfd_send_signal(&pidfd, Signal::KILL).map_err(failed)?;
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Err(Errno::SRCH) => return Ok(()),
+            result => result.map_err(failed)?,
+        }
         let timeout = Timespec {
             tv_sec: KILL_DEADLINE_S,
             tv_nsec: 0,

@@ -1,6 +1,14 @@
 //! Plays the sandbox process: starts `lazaret-vmm` as one would be started, with a
 //! guest whose init is a shell script.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test's harness: it fails by panicking and speaks to who runs it"
+)]
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
