@@ -112,15 +112,17 @@ impl Lazaret {
         outcome.text().trim().to_owned()
     }
 
-    /// The `lazaret` that was built on this machine, run here whatever the tests' machine is.
+    /// `lazaret check` as it was built on this machine, run here whatever the tests' machine is.
     #[track_caller]
-    pub fn here<I: IntoIterator<Item: AsRef<str>>>(&self, args: I) -> Outcome {
+    pub fn check_here(&self) -> Outcome {
         let test = std::env::current_exe().expect("a test has a path");
         let target = test.ancestors().nth(3).expect("target/debug/deps/test");
-        let program = target.join("release/lazaret");
-        let mut command = vec![program.display().to_string()];
-        command.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
-        Cmd::new(self, command).on(&HERE).output()
+        let release = target.join("release").display().to_string();
+        // Nothing is installed here.
+        let config = format!("vmm = \"{release}/lazaret-vmm\"");
+        let script = r#"exec env LAZARET_CONFIG=<(echo "$1") "$0"/lazaret check"#;
+        let command = ["bash", "-c", script, &release, &config].map(str::to_owned);
+        Cmd::new(self, command.into()).on(&HERE).output()
     }
 
     /// A shell script on the machine, which has to succeed; gives its standard output.

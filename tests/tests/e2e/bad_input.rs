@@ -41,11 +41,12 @@ fn flags_that_cannot_be_are_125() {
         (["--hostname", "bad/host"], "bad/host"),
         (["-u", "no-such-user"], "no-such-user"),
     ] {
-        let args = ["--rm", "--name", &name]
-            .into_iter()
-            .chain(flags)
-            .chain(["busybox", "true"]);
-        let outcome = lazaret.run(args);
+        let mut args = vec!["--rm"];
+        if flags[0] != "--name" {
+            args.extend(["--name", &name]);
+        }
+        args.extend(flags);
+        let outcome = lazaret.run(args.into_iter().chain(["busybox", "true"]));
         let said = outcome.errors().to_lowercase();
         assert!(
             said.contains(&message.to_lowercase()),

@@ -15,7 +15,7 @@ fn check_says_whether_and_why() {
         .stdout_contains(env!("CARGO_PKG_VERSION"));
     if let Machine::Lab(_) = lazaret.machine() {
         // On the machine around the lab, whose lack of KVM is the reason for the lab.
-        let here = lazaret.here(["check"]);
+        let here = lazaret.check_here();
         assert_ne!(here.status_code(), 0, "{here}");
         let said = here.text() + &here.errors();
         assert!(
