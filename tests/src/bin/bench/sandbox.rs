@@ -24,7 +24,8 @@ for pid in $(jq '.pid, .vmm_pid' state.json); do
         END { print "pss", name, own + 0, ram + 0 }' /proc/$pid/smaps
 done
 cd /
-lazaret rm -f $id >/dev/null
+lazaret stop -t 0 $id >/dev/null
+lazaret rm $id >/dev/null
 cat <&3
 "#;
 
@@ -85,7 +86,7 @@ fn memory(observed: &str) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// VM exits from power-on to power-off, by kind: `vm_exits=[("hlt", 12), …]`.
+/// VM exits to the monitor from power-on to power-off, by kind: `vm_exits=[("hlt", 12), …]`.
 fn exits(log: &str) -> anyhow::Result<Vec<Figure>> {
     let (_, list) = log.split_once("vm_exits=[").context("vm_exits")?;
     let (list, _) = list.split_once(']').context("the end of vm_exits")?;
