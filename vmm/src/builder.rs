@@ -79,6 +79,8 @@ pub fn build(
     jail: Jail,
     control: Arc<ControlSocket>,
 ) -> Result<Vmm, BuildError> {
+    // From here on only the jail's view of it counts: this one leads out.
+    drop(fds.shared_dir);
     let machine = Machine::new(fds.kvm)?;
     let memory = memory::map(config.memory_mib)?;
     memory::register(&machine.vm, &memory)?;

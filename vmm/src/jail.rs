@@ -27,9 +27,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
+use rustix::mount::{OpenTreeFlags, UnmountFlags, mount_bind_recursive, open_tree, unmount};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, WaitOptions, chdir, pivot_root,
     set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
@@ -73,15 +73,18 @@ pub enum JailError {
 /// What stays reachable from inside.
 #[derive(Debug)]
 pub struct Jail {
-    /// `/proc/self/fd` of the host's procfs: how virtio-fs reopens what it has.
+    /// `/proc/self/fd` of the host's procfs, and nothing above it: how virtio-fs
+    /// reopens what it has.
     pub proc_self_fd: OwnedFd,
 }
 
 /// Enters the jail. The process must have one thread.
 pub fn enter(shared_dir: &OwnedFd) -> Result<Jail, JailError> {
+    // A mount that hangs nowhere: `..` from a plain descriptor would lead to the
+    // host's procfs and on to its root, with the capabilities of the fs threads.
     let proc_self_fd = step("opening /proc/self/fd", {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open("/proc/self/fd", flags, Mode::empty())
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(CWD, "/proc/self/fd", flags)
     })?;
     limit_resources()?;
     let root = path_of(shared_dir)?;
@@ -124,10 +127,14 @@ fn limit_resources() -> Result<(), JailError> {
         current: Some(value),
         maximum: Some(value),
     };
-    step(
-        "limiting open files",
-        setrlimit(Resource::Nofile, limit(OPEN_FILES)),
-    )?;
+    match setrlimit(Resource::Nofile, limit(OPEN_FILES)) {
+        // Without CAP_SYS_RESOURCE the limit stays; virtio-fs says if it is too low.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(source) => {
+            let step = "limiting open files";
+            return Err(JailError::Step { step, source });
+        }
+    }
     step("forbidding core dumps", setrlimit(Resource::Core, limit(0)))
 }
 

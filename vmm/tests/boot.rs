@@ -167,6 +167,11 @@ fn running_vmm_is_in_its_jail() {
         let of = |process: &str| fs::read_link(format!("{process}/ns/{namespace}")).unwrap();
         assert_ne!(of(&proc), of("/proc/self"), "{namespace}");
     }
+    for fd in fs::read_dir(format!("{proc}/fd")).unwrap() {
+        let above = fd.unwrap().path().join("../../..");
+        assert!(!above.join("etc").exists(), "{} leads out", above.display());
+        assert!(!above.join("sys").exists(), "{} leads out", above.display());
+    }
     let entries = fs::read_dir(format!("{proc}/root")).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
