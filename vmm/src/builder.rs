@@ -72,7 +72,7 @@ pub enum BuildError {
     },
 }
 
-/// Builds the microVM; its vCPUs run when this returns.
+/// Builds the microVM; [`Vmm::run`] lets its vCPUs enter the guest.
 pub fn build(
     config: &VmConfig,
     fds: VmFds,

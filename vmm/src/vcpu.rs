@@ -87,6 +87,7 @@ pub struct RunState {
 
 #[derive(Debug)]
 struct PauseState {
+    begun: bool,
     pause: bool,
     paused: usize,
     vcpus: usize,
@@ -96,11 +97,20 @@ impl RunState {
     pub fn new(vcpus: usize) -> Self {
         Self {
             state: Mutex::new(PauseState {
+                begun: false,
                 pause: false,
                 paused: 0,
                 vcpus,
             }),
             resumed: Condvar::new(),
+        }
+    }
+
+    /// Waits for the whole process to be confined.
+    fn wait_for_begin(&self) {
+        let mut state = self.state.lock();
+        while !state.begun {
+            self.resumed.wait(&mut state);
         }
     }
 
@@ -172,7 +182,8 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each; `confine` is called first on each of them.
+    /// Makes a thread for each; `confine` is called first on each of them. They enter
+    /// the guest when [`begin`](Self::begin) is called.
     pub fn start(
         fds: Vec<VcpuFd>,
         shared: Shared,
@@ -192,9 +203,23 @@ impl Vcpus {
         Ok(Self { shared, threads })
     }
 
+    /// Lets guest code run.
+    pub fn begin(&self) {
+        self.shared.run_state.state.lock().begun = true;
+        self.shared.run_state.resumed.notify_all();
+    }
+
     /// Asks all to stop; answered by [`VcpuEvent::AllPaused`].
     pub fn pause(&self) {
-        self.shared.run_state.state.lock().pause = true;
+        {
+            let mut state = self.shared.run_state.state.lock();
+            state.pause = true;
+            // Asked again, or before a resume has reached anyone: no vCPU would
+            // come by once more to answer.
+            if state.paused == state.vcpus {
+                self.shared.sender.send(VcpuEvent::AllPaused);
+            }
+        }
         for thread in &self.threads {
             // Fails only for a thread that has ended.
             let _ = thread.kill(SIGRTMIN());
@@ -227,6 +252,7 @@ impl Vcpu {
             return self.shared.sender.send(VcpuEvent::Ended(reason));
         }
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        self.shared.run_state.wait_for_begin();
         let reason = loop {
             self.shared
                 .run_state

@@ -27,10 +27,12 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Serves until the end, and says why it came. The vCPU threads still exist
+    /// Lets the guest run, serves it until the end, and says why that came. All
+    /// threads must be confined by now. The vCPU threads still exist
     /// then; they end with the process.
     pub fn run(mut self) -> (ExitReason, Vec<(String, u64)>) {
         self.loop_handle.add(Box::new(self.director));
+        self.vcpus.begin();
         let reason = match self.event_loop.run() {
             // The director has spoken before it ended the loop.
             Ok(()) => self.ended.try_recv().unwrap_or(ExitReason::Stopped),
@@ -100,11 +102,17 @@ impl Director {
     fn hear_vcpus(&mut self) -> Next {
         // Nothing to read is fine: the channel is what counts.
         let _ = self.vcpu_wake.read();
-        match self.vcpu_events.try_recv() {
-            Ok(VcpuEvent::Ended(reason)) => self.end(reason),
-            Ok(VcpuEvent::AllPaused) => self.tell(&VmmEvent::Paused),
-            Err(_) => Next::Continue,
+        // One wake-up may stand for several events.
+        while let Ok(event) = self.vcpu_events.try_recv() {
+            let next = match event {
+                VcpuEvent::Ended(reason) => self.end(reason),
+                VcpuEvent::AllPaused => self.tell(&VmmEvent::Paused),
+            };
+            if next != Next::Continue {
+                return next;
+            }
         }
+        Next::Continue
     }
 
     fn tell(&mut self, event: &VmmEvent) -> Next {

@@ -116,6 +116,66 @@ fn corrupt_kernel_is_refused_with_a_reason() {
 }
 
 #[test]
+fn truncated_kernel_is_refused_with_a_reason() {
+    let Some(kernel) = kernel() else { return };
+    let whole = fs::read(kernel).unwrap();
+    let cut = tempfile::NamedTempFile::new().unwrap();
+    fs::write(cut.path(), &whole[..whole.len() / 4]).unwrap();
+    let (reason, _) = Running::start(cut.path(), &config(), "off").end();
+    assert!(matches!(reason, ExitReason::Start(_)), "{reason}");
+    eprintln!("{reason}");
+}
+
+#[test]
+fn crash_of_the_kernel_is_a_panic() {
+    let Some((reason, console)) =
+        boot("echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger")
+    else {
+        return;
+    };
+    assert_eq!(reason, ExitReason::Panic, "{console}");
+}
+
+#[test]
+fn most_processors_come_up() {
+    let mut config = config();
+    (config.vcpus, config.memory_mib) = (32, 512);
+    let Some((reason, console)) = boot_on(&config, "grep -c ^processor /proc/cpuinfo; off") else {
+        return;
+    };
+    assert_eq!(reason, ExitReason::Shutdown, "{console}");
+    assert!(console.starts_with("32"), "{console}");
+}
+
+#[test]
+fn late_mounts_reach_the_guest() {
+    use nix::mount::{MsFlags, mount};
+    let Some(kernel) = kernel() else { return };
+    let init = "mount -t virtiofs shared /mnt; echo up > /mnt/up; \
+                until [ -e /mnt/late/there ]; do usleep 100000; done; cat /mnt/late/there; off";
+    let none = None::<&str>;
+    let running = Running::prepare(&kernel, &config(), init, |shared| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).unwrap();
+        mount(Some(shared), shared, none, MsFlags::MS_BIND, none).unwrap();
+        mount(none, shared, none, MsFlags::MS_SHARED, none).unwrap();
+        fs::create_dir(shared.join("late")).unwrap();
+    });
+    running.expect_started();
+    running.wait_for_file("up");
+    let shared = running.shared_path();
+    let late = shared.path().join("late");
+    mount(Some("late"), &late, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    fs::write(late.join("new"), "mounted later\n").unwrap();
+    fs::rename(late.join("new"), late.join("there")).unwrap();
+    let (reason, console) = running.end();
+    nix::mount::umount2(&late, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    nix::mount::umount2(shared.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(reason, ExitReason::Shutdown, "{console}");
+    assert!(console.contains("mounted later"), "{console}");
+}
+
+#[test]
 fn stop_ends_a_running_guest() {
     let Some(running) = up() else { return };
     running.request(&VmmRequest::Stop);
@@ -127,6 +187,12 @@ fn paused_guest_goes_on_when_resumed() {
     let Some(running) = up() else { return };
     running.request(&VmmRequest::Pause);
     assert_eq!(running.event(), Some(VmmEvent::Paused));
+    for _ in 0..20 {
+        running.request(&VmmRequest::Resume);
+        running.request(&VmmRequest::Pause);
+        assert_eq!(running.event(), Some(VmmEvent::Resumed));
+        assert_eq!(running.event(), Some(VmmEvent::Paused));
+    }
     running.request(&VmmRequest::Resume);
     assert_eq!(running.event(), Some(VmmEvent::Resumed));
     running.request(&VmmRequest::Stop);
