@@ -38,7 +38,6 @@ fn flags_that_cannot_be_are_125() {
         (["-v", "/tmp:/data:rx"], "rx"),
         (["-w", "relative"], "relative"),
         (["--name", "bad name"], "bad name"),
-        (["--hostname", "bad/host"], "bad/host"),
         (["-u", "no-such-user"], "no-such-user"),
     ] {
         let mut args = vec!["--rm"];
