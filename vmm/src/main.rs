@@ -75,6 +75,8 @@ fn run() -> Result<()> {
             control.send(&VmmEvent::Started, &[])?;
             let (reason, vm_exits) = vmm.run();
             tracing::info!("microVM ended: {reason}");
+            // The last word waits for the reader that the others must not wait for.
+            let _ = rustix::io::ioctl_fionbio(&*control, false);
             // The sandbox process may be what is gone.
             let _ = control.send(&VmmEvent::Exited { reason, vm_exits }, &[]);
             Ok(())

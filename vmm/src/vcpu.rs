@@ -142,17 +142,15 @@ enum ExitKind {
     MmioRead,
     MmioWrite,
     Signal,
-    Other,
 }
 
 impl ExitKind {
-    const ALL: [(Self, &str); 6] = [
+    const ALL: [(Self, &str); 5] = [
         (Self::IoIn, "io_in"),
         (Self::IoOut, "io_out"),
         (Self::MmioRead, "mmio_read"),
         (Self::MmioWrite, "mmio_write"),
         (Self::Signal, "signal"),
-        (Self::Other, "other"),
     ];
 }
 
@@ -317,10 +315,14 @@ fn serve(shared: &Shared, exit: VcpuExit<'_>) -> Option<ExitReason> {
         VcpuExit::InternalError => Some(ExitReason::Vmm(
             "KVM could not emulate an instruction of the guest".into(),
         )),
-        _ => {
-            exits.count(ExitKind::Other);
+        VcpuExit::Intr => {
+            exits.count(ExitKind::Signal);
             None
         }
+        // Run again, it would come again.
+        other => Some(ExitReason::Vmm(format!(
+            "unexpected exit of a vCPU: {other:?}"
+        ))),
     }
 }
 

@@ -30,18 +30,29 @@ pub enum SeccompError {
     Install(#[from] seccompiler::Error),
 }
 
-/// One allowed call: any of the conditions must hold; none means always.
+/// One allowed call: the conditions of any of its alternatives must hold; without
+/// alternatives it is always allowed.
 pub(crate) struct Allowed {
     pub(crate) call: libc::c_long,
-    pub(crate) when: Vec<Condition>,
+    pub(crate) when: Vec<Vec<Condition>>,
 }
 
-/// Argument `index` is `value` in the bits of `mask`.
+/// What argument `index` must be. Arguments are compared as 32-bit values: flags,
+/// commands and descriptors are ints, the upper half of the register is not theirs.
 #[derive(Clone, Copy)]
 pub(crate) struct Condition {
     pub(crate) index: u8,
-    pub(crate) mask: u64,
-    pub(crate) value: u64,
+    pub(crate) test: Test,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Test {
+    /// `value` in the bits of `mask`.
+    Bits {
+        mask: u32,
+        value: u32,
+    },
+    Not(u32),
 }
 
 /// The main thread: event loop and control socket.
@@ -81,8 +92,12 @@ fn compile(table: Vec<Allowed>) -> Result<BpfProgram, SeccompError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for allowed in table {
         let entry = rules.entry(allowed.call).or_default();
-        for condition in allowed.when {
-            entry.push(rule(condition)?);
+        for alternative in allowed.when {
+            let conditions = alternative
+                .into_iter()
+                .map(condition)
+                .collect::<Result<_, _>>()?;
+            entry.push(SeccompRule::new(conditions)?);
         }
     }
     let filter = SeccompFilter::new(
@@ -94,15 +109,17 @@ fn compile(table: Vec<Allowed>) -> Result<BpfProgram, SeccompError> {
     Ok(filter.try_into()?)
 }
 
-fn rule(condition: Condition) -> Result<SeccompRule, SeccompError> {
-    // Flags and commands are ints; the upper half of the register is not theirs.
-    let condition = SeccompCondition::new(
+fn condition(condition: Condition) -> Result<SeccompCondition, seccompiler::BackendError> {
+    let (operator, value) = match condition.test {
+        Test::Bits { mask, value } => (SeccompCmpOp::MaskedEq(mask.into()), value),
+        Test::Not(value) => (SeccompCmpOp::Ne, value),
+    };
+    SeccompCondition::new(
         condition.index,
         SeccompCmpArgLen::Dword,
-        SeccompCmpOp::MaskedEq(condition.mask),
-        condition.value,
-    )?;
-    Ok(SeccompRule::new(vec![condition])?)
+        operator,
+        value.into(),
+    )
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The tables. A call is here because a run without it was killed; its comment
 //! says what makes it where that is not plain.
 
-use super::{Allowed, Condition};
+use super::{Allowed, Condition, Test};
 
-const INT: u64 = 0xffff_ffff;
+/// `ioctl` of a socket that is not to block.
+const FIONBIO: u32 = 0x5421;
 
 /// Of a device's own copies of descriptors; `F_GETFD` by debug builds alone.
 const FCNTL: [libc::c_int; 4] = [
@@ -15,42 +16,53 @@ const FCNTL: [libc::c_int; 4] = [
 
 /// Allowed with any arguments.
 fn any(calls: &[libc::c_long]) -> Vec<Allowed> {
-    calls
-        .iter()
-        .map(|call| Allowed {
-            call: *call,
-            when: Vec::new(),
-        })
-        .collect()
+    let always = |call: &libc::c_long| Allowed {
+        call: *call,
+        when: Vec::new(),
+    };
+    calls.iter().map(always).collect()
 }
 
 /// Allowed when argument `index` is one of `values`.
-fn one_of(call: libc::c_long, index: u8, values: &[u64]) -> Allowed {
-    let when = values
-        .iter()
-        .map(|value| Condition {
-            index,
-            mask: INT,
-            value: *value,
-        })
-        .collect();
+fn one_of(call: libc::c_long, index: u8, values: &[u32]) -> Allowed {
+    let when = values.iter().map(|value| vec![is(index, *value)]).collect();
     Allowed { call, when }
 }
 
 /// Allowed when argument `index` has none of the bits in `mask`.
-fn without(call: libc::c_long, index: u8, mask: u64) -> Allowed {
+fn without(call: libc::c_long, index: u8, mask: u32) -> Allowed {
+    let test = Test::Bits { mask, value: 0 };
     Allowed {
         call,
-        when: vec![Condition {
-            index,
-            mask,
-            value: 0,
-        }],
+        when: vec![vec![Condition { index, test }]],
     }
 }
 
-fn bits(value: libc::c_int) -> u64 {
-    u64::from(value.cast_unsigned())
+/// Allowed with a directory's descriptor as the first argument, and never the
+/// working directory, from which an absolute path would lead.
+fn beneath(calls: &[libc::c_long]) -> Vec<Allowed> {
+    let below = |call: &libc::c_long| Allowed {
+        call: *call,
+        when: vec![vec![not_cwd(0)]],
+    };
+    calls.iter().map(below).collect()
+}
+
+fn is(index: u8, value: u32) -> Condition {
+    let test = Test::Bits {
+        mask: u32::MAX,
+        value,
+    };
+    Condition { index, test }
+}
+
+fn not_cwd(index: u8) -> Condition {
+    let test = Test::Not(bits(libc::AT_FDCWD));
+    Condition { index, test }
+}
+
+fn bits(value: libc::c_int) -> u32 {
+    value.cast_unsigned()
 }
 
 /// What Rust's and C's runtimes do on any thread.
@@ -105,14 +117,14 @@ pub(super) fn main_thread() -> Vec<Allowed> {
     ]));
     // Connections that the guest opens surface as one end of a pair.
     table.push(one_of(libc::SYS_socketpair, 0, &[bits(libc::AF_UNIX)]));
-    table.push(one_of(libc::SYS_ioctl, 1, &[libc::FIONBIO]));
+    table.push(one_of(libc::SYS_ioctl, 1, &[FIONBIO]));
     table.push(one_of(libc::SYS_fcntl, 1, &FCNTL.map(bits)));
     table
 }
 
 pub(super) fn vcpu_thread() -> Vec<Allowed> {
     /// `_IO(KVMIO, 0x80)`
-    const KVM_RUN: u64 = 0xae80;
+    const KVM_RUN: u32 = 0xae80;
     let mut table = runtime();
     table.push(one_of(libc::SYS_ioctl, 1, &[KVM_RUN]));
     // A device that is activated makes the event that will stop it.
@@ -134,15 +146,18 @@ pub(super) fn fs_thread() -> Vec<Allowed> {
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_wait,
         libc::SYS_fallocate,
+        // To the descriptors of /proc/self/fd and back: attributes of links and of
+        // special files are reached by a relative path from there.
         libc::SYS_fchdir,
+        libc::SYS_getxattr,
+        libc::SYS_listxattr,
+        libc::SYS_removexattr,
+        libc::SYS_setxattr,
         libc::SYS_fchmod,
-        libc::SYS_fchmodat,
         libc::SYS_fchown,
-        libc::SYS_fchownat,
         libc::SYS_fdatasync,
         libc::SYS_fgetxattr,
         libc::SYS_flistxattr,
-        libc::SYS_flock,
         libc::SYS_fremovexattr,
         libc::SYS_fsetxattr,
         libc::SYS_fstat,
@@ -152,40 +167,63 @@ pub(super) fn fs_thread() -> Vec<Allowed> {
         libc::SYS_getdents64,
         libc::SYS_getegid,
         libc::SYS_geteuid,
-        libc::SYS_getxattr,
-        libc::SYS_linkat,
-        libc::SYS_listxattr,
         libc::SYS_lseek,
-        libc::SYS_mkdirat,
-        libc::SYS_mknodat,
-        libc::SYS_newfstatat,
-        libc::SYS_openat,
-        libc::SYS_openat2,
-        libc::SYS_poll,
-        libc::SYS_ppoll,
-        libc::SYS_pread64,
-        libc::SYS_preadv,
         libc::SYS_preadv2,
-        libc::SYS_pwrite64,
-        libc::SYS_pwritev,
         libc::SYS_pwritev2,
-        libc::SYS_readlinkat,
-        libc::SYS_readv,
-        libc::SYS_removexattr,
-        libc::SYS_renameat,
-        libc::SYS_renameat2,
         libc::SYS_setgroups,
-        libc::SYS_setresgid,
-        libc::SYS_setresuid,
-        libc::SYS_setxattr,
-        libc::SYS_statx,
-        libc::SYS_symlinkat,
         libc::SYS_syncfs,
         libc::SYS_umask,
+    ]));
+    table.extend(beneath(&[
+        libc::SYS_fchmodat,
+        libc::SYS_fchownat,
+        libc::SYS_linkat,
+        libc::SYS_mkdirat,
+        libc::SYS_newfstatat,
+        libc::SYS_openat2,
+        libc::SYS_readlinkat,
+        libc::SYS_renameat2,
+        libc::SYS_statx,
         libc::SYS_unlinkat,
         libc::SYS_utimensat,
-        libc::SYS_writev,
     ]));
+    // Its descriptor comes second.
+    table.push(Allowed {
+        call: libc::SYS_symlinkat,
+        when: vec![vec![not_cwd(1)]],
+    });
+    // The shared directory itself, once: the working directory, and nothing in it.
+    let shared_directory = bits(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    table.push(Allowed {
+        call: libc::SYS_openat,
+        when: vec![vec![not_cwd(0)], vec![is(2, shared_directory)]],
+    });
+    // No block devices, which no guest has a use for; the kernel refuses them too.
+    let kinds = [
+        0,
+        libc::S_IFREG,
+        libc::S_IFIFO,
+        libc::S_IFSOCK,
+        libc::S_IFCHR,
+    ];
+    let of_kind = |value| Condition {
+        index: 2,
+        test: Test::Bits {
+            mask: libc::S_IFMT,
+            value,
+        },
+    };
+    table.push(Allowed {
+        call: libc::SYS_mknodat,
+        when: kinds.map(|kind| vec![not_cwd(0), of_kind(kind)]).into(),
+    });
+    // Only the effective ids change, to the caller's and back.
+    let unchanged = |call| Allowed {
+        call,
+        when: vec![vec![is(0, u32::MAX), is(2, u32::MAX)]],
+    };
+    table.push(unchanged(libc::SYS_setresuid));
+    table.push(unchanged(libc::SYS_setresgid));
     table.push(one_of(libc::SYS_fcntl, 1, &FCNTL.map(bits)));
     table
 }

@@ -28,10 +28,6 @@ fn killed(status: libc::c_int) -> bool {
     libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS
 }
 
-fn open_a_file() {
-    let _ = rustix::fs::open("/", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
-}
-
 fn make_executable() {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     let protection = ProtFlags::READ | ProtFlags::EXEC;
@@ -39,23 +35,29 @@ fn make_executable() {
     let _ = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, protection, MapFlags::PRIVATE) };
 }
 
+fn open_by_path() {
+    let flags = rustix::fs::OFlags::RDONLY;
+    let _ = rustix::fs::open("/", flags, rustix::fs::Mode::empty());
+}
+
+fn ask_for_pid() {
+    let _ = rustix::process::getpid();
+}
+
+fn ask_for_ids() {
+    let _ = rustix::process::geteuid();
+}
+
 #[test]
 fn forbidden_call_kills_each_kind_of_thread() {
     for table in [tables::main_thread, tables::vcpu_thread, tables::fs_thread] {
         assert!(killed(status_under(table, make_executable)));
-    }
-    for table in [tables::main_thread, tables::vcpu_thread] {
-        assert!(killed(status_under(table, open_a_file)));
+        assert!(killed(status_under(table, open_by_path)));
     }
 }
 
 #[test]
 fn allowed_call_passes() {
-    assert_eq!(status_under(tables::fs_thread, open_a_file), 0);
-    assert_eq!(
-        status_under(tables::main_thread, || {
-            rustix::process::getpid();
-        }),
-        0
-    );
+    assert_eq!(status_under(tables::fs_thread, ask_for_ids), 0);
+    assert_eq!(status_under(tables::main_thread, ask_for_pid), 0);
 }
