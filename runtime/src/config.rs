@@ -213,6 +213,12 @@ mod tests {
     }
 
     #[test]
+    fn documented_sample_is_the_default() {
+        let sample = parse(include_str!("../config.toml")).unwrap();
+        assert_eq!(sample, Config::with_prefix(Path::new("/usr")));
+    }
+
+    #[test]
     fn keys_override_one_by_one() {
         let config = parse("memory_mib = 256\n[image]\nmax_entries = 7\n").unwrap();
         assert_eq!(config.memory_mib, 256);

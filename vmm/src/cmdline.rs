@@ -14,8 +14,10 @@ use crate::devices::virtio::mmio::WINDOW_SIZE;
 /// - `tsc=reliable no_timer_check`: kvmclock has told, nothing is calibrated
 /// - `random.trust_cpu=on`: no wait for entropy; the agent adds the host's
 /// - `cgroup_no_v1=all`: containers see version 2 alone
+/// - `dummy.numdummies=0`: no interface that nobody asked for
 const BASE: &str = "console=ttyS0 8250.nr_uarts=1 quiet reboot=k,panic_warm panic=-1 \
-                    tsc=reliable no_timer_check random.trust_cpu=on cgroup_no_v1=all";
+                    tsc=reliable no_timer_check random.trust_cpu=on cgroup_no_v1=all \
+                    dummy.numdummies=0";
 
 /// The command line for `slots` virtio-mmio slots.
 pub fn build(slots: usize, extra: &str) -> String {
