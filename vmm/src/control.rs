@@ -47,7 +47,7 @@ pub enum VmmRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum VmmEvent {
-    /// The vCPUs run. `exits` is not counted yet.
+    /// The microVM is built and its kernel about to be entered.
     Started,
     Paused,
     Resumed,
