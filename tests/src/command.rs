@@ -14,7 +14,7 @@ use crate::terminal::Terminal;
 
 /// Seconds that a command may take unless told otherwise: plenty in an emulated lab that shares a
 /// busy machine.
-const DEADLINE: u32 = 90;
+const DEADLINE: u32 = 240;
 
 /// Exit codes of timeout(1) for a command that was ended, or had to be killed.
 const TIMED_OUT: [i32; 2] = [124, 137];

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::lazaret::Lazaret;
 
 /// How long things may take to go that nobody waited for (`run -d --rm`).
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// One line a thing. Processes count by their program; images count as files of the store; the
 /// directories that hold nothing but structure do not count.

@@ -67,7 +67,7 @@ fn hundred_megabytes_arrive_whole() {
             {probe} stream 100000000 | sha256sum
             lazaret run --rm --name {name} -v {probe}:/probe:ro busybox /probe stream 100000000 | sha256sum"
         ))
-        .deadline(240)
+        .deadline(600)
         .output();
     sums.success();
     let lines = sums.lines();

@@ -97,7 +97,7 @@ fn file_system_calls_work_in_volumes_and_in_the_root() {
         .run_cmd([
             "--rm", "-v", &program, "-v", &data, "busybox", "sh", "-c", script,
         ])
-        .deadline(180)
+        .deadline(600)
         .output();
     checks.success();
     assert!(
@@ -120,7 +120,7 @@ fn ten_thousand_files_are_the_same_on_both_sides() {
         .run_cmd([
             "--rm", "-v", &program, "-v", &data, "busybox", "sh", "-c", script,
         ])
-        .deadline(600)
+        .deadline(1500)
         .output()
         .success()
         .stdout("same\n");
@@ -176,7 +176,7 @@ fn git_and_sqlite_work_in_a_volume() {
             "-c",
             script,
         ])
-        .deadline(240)
+        .deadline(600)
         .output()
         .success()
         .stdout("2\nchanged\nwal\n1600|1600000\nok\ndelete\n1600|1600000\nok\n");
