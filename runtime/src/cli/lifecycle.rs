@@ -184,14 +184,7 @@ impl Lifecycle {
 
     /// Kills a sandbox if it still lives, and removes what is left of it.
     pub(crate) fn end_sandbox(&self, id: &ContainerId) -> Result<(), Failure> {
-        let id = sandbox_id(id)?;
-        match self.sandboxes.cleanup(&id) {
-            Err(StoreError::Alive(_)) => {
-                self.sandboxes.kill(&id)?;
-                self.sandboxes.cleanup(&id)?;
-            }
-            result => drop(result?),
-        }
+        self.sandboxes.end(&sandbox_id(id)?)?;
         Ok(())
     }
 

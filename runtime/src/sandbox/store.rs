@@ -17,7 +17,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::mpsc::channel;
+use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -215,7 +216,7 @@ impl Store {
     }
 
     /// Kills a sandbox's process and waits until it is gone; its VMM goes with it.
-    pub fn kill(&self, id: &SandboxId) -> Result<(), StoreError> {
+    fn kill(&self, id: &SandboxId) -> Result<(), StoreError> {
         let dir = self.dir(id);
         let failed = |source: Errno| StoreError::Io {
             verb: "end the process of",
@@ -250,6 +251,45 @@ impl Store {
         match poll(&mut fds, Some(&timeout)).map_err(failed)? {
             0 => Err(failed(Errno::TIMEDOUT)),
             _ => Ok(()),
+        }
+    }
+
+    /// Ends a sandbox whatever it does, and cleans up after it.
+    pub fn end(&self, id: &SandboxId) -> Result<Option<SandboxState>, StoreError> {
+        match self.cleanup(id) {
+            Err(StoreError::Alive(_)) => {
+                self.kill(id)?;
+                self.await_unlocked(id)?;
+                self.cleanup(id)
+            }
+            result => result,
+        }
+    }
+
+    /// The lock outlives a killed sandbox process by a moment: the process that
+    /// started it may still hold it, and its VMM until that has executed.
+    fn await_unlocked(&self, id: &SandboxId) -> Result<(), StoreError> {
+        let path = self.dir(id).path;
+        let (done, unlocked) = channel();
+        let directory = path.clone();
+        // flock knows no deadline; a thread that waits on ends with this process.
+        std::thread::spawn(move || {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let locked = open(&directory, flags, Mode::empty())
+                .and_then(|fd| flock(&fd, FlockOperation::LockExclusive));
+            // Nobody waits any more after the deadline.
+            let _ = done.send(locked);
+        });
+        let failed = |source: Errno| StoreError::Io {
+            verb: "wait for the end of the sandbox in",
+            path: path.clone(),
+            source: source.into(),
+        };
+        match unlocked.recv_timeout(Duration::from_secs(KILL_DEADLINE_S.unsigned_abs())) {
+            // It has removed its directory itself.
+            Ok(Ok(()) | Err(Errno::NOENT)) => Ok(()),
+            Ok(Err(source)) => Err(failed(source)),
+            Err(_) => Err(failed(Errno::TIMEDOUT)),
         }
     }
 
@@ -388,6 +428,25 @@ mod tests {
         assert_eq!(store.reap_dead().unwrap().len(), 0);
         drop(held);
         assert_eq!(store.reap_dead().unwrap().len(), 1);
+        assert_eq!(store.list().unwrap(), []);
+    }
+
+    #[test]
+    fn end_waits_for_whoever_still_holds_the_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let store = store(root.path());
+        let dir = store.create(&id("a")).unwrap();
+        let held = lock(&dir).unwrap();
+        // The sandbox process itself is gone already.
+        let mut process = std::process::Command::new("true").spawn().unwrap();
+        let pid = process.id();
+        dir.write_pid(pid).unwrap();
+        process.wait().unwrap();
+        std::thread::scope(|scope| {
+            let ended = scope.spawn(|| store.end(&id("a")));
+            drop(held);
+            ended.join().unwrap().unwrap();
+        });
         assert_eq!(store.list().unwrap(), []);
     }
 

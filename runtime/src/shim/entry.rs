@@ -198,10 +198,7 @@ fn open_log(dir: &SandboxDir) -> Result<File, ShimError> {
 fn delete(args: &Args) -> Result<(), ShimError> {
     let id = SandboxId::new(args.id.as_str())?;
     let store = store_of(&Config::load()?);
-    if let Err(StoreError::Alive(_)) = store.cleanup(&id) {
-        store.kill(&id)?;
-        store.cleanup(&id)?;
-    }
+    store.end(&id)?;
     let reply = DeleteResponse {
         exit_status: DIED_STATUS,
         exited_at: MessageField::some(SystemTime::now().into()),
