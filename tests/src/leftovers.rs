@@ -11,7 +11,7 @@ use crate::lazaret::Lazaret;
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// One line a thing. Processes count by their program; images count as files of the store; the
-/// directories that hold nothing but structure do not count.
+/// directories that hold nothing but structure, and the locks in them, do not count.
 const LIST: &str = r#"
 ps -eo pid=,args= | awk '{ sub(".*/", "", $2) }
     $2 ~ /^\[?(lazaret|lazaret-vmm|containerd-shim-laz.*)\]?$/ { print "process", $0 }'
@@ -19,7 +19,7 @@ awk '$2 ~ /lazaret/ && $2 !~ /lazaret-e2e/ && $3 != "9p" { print "mount", $2, $3
 find /sys/fs/cgroup/lazaret -mindepth 1 -type d 2>/dev/null | sed 's/^/cgroup /'
 find /run/lazaret /var/lib/lazaret /tmp /var/tmp /dev/shm -mindepth 1 -maxdepth 3 2>/dev/null |
     grep lazaret | grep -v /tmp/lazaret-e2e | sed 's/^/file /' |
-    grep -vxE 'file (/run/lazaret(/sandboxes)?|/var/lib/lazaret/(images|containers(/names)?))'
+    grep -vxE 'file (/run/lazaret(/sandboxes|/attach(/lock)?)?|/var/lib/lazaret/(images|containers(/names|/lock)?))'
 "#;
 
 /// A snapshot.
