@@ -55,6 +55,11 @@ impl Lock {
         Self::take(open_lock(path)?, FlockOperation::LockExclusive)
     }
 
+    /// Waits for the exclusive lock of an existing directory.
+    pub fn directory(path: &Path) -> io::Result<Self> {
+        Self::take(File::open(path)?, FlockOperation::LockExclusive)
+    }
+
     /// Waits for a lock that others may share.
     pub fn shared(path: &Path) -> io::Result<Self> {
         Self::take(open_lock(path)?, FlockOperation::LockShared)

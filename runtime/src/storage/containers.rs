@@ -130,10 +130,12 @@ impl Containers {
         Err(ContainersError::NoFreeName)
     }
 
-    /// Writes a container's record. A container has one writer at a time: the
-    /// command that attends it, or one that holds its lock.
+    /// Writes a container's record. Several commands may learn at once how it is;
+    /// the lock on its directory lets one write at a time.
     pub fn save(&self, record: &ContainerRecord) -> Result<(), ContainersError> {
-        let path = self.directory(&record.id).record();
+        let directory = self.directory(&record.id);
+        let path = directory.record();
+        let _lock = Lock::directory(directory.path()).map_err(failed("lock", directory.path()))?;
         let bytes = serde_json::to_vec(record).map_err(|source| ContainersError::Damaged {
             path: path.clone(),
             source,
@@ -315,6 +317,23 @@ mod tests {
             let error = containers.resolve(name).unwrap_err();
             assert_eq!(error.to_string(), format!("No such container: {name}"));
         }
+    }
+
+    #[test]
+    fn commands_that_write_one_record_at_once_do_not_disturb_each_other() {
+        let data = tempfile::tempdir().unwrap();
+        let containers = Containers::open(data.path()).unwrap();
+        let made = containers.create(record(), Some("web")).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        containers.save(&made).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(containers.load(&made.id).unwrap(), made);
     }
 
     #[test]

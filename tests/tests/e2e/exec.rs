@@ -67,11 +67,12 @@ fn several_execs_at_once_do_not_mix() {
     let outputs = lazaret.sh(&format!(
         "for i in 1 2 3 4; do
             lazaret exec {name} sh -c \"for n in 1 2 3 4 5; do echo $i; done; exit $i\" >/tmp/lazaret-e2e-$i &
+            pids=\"$pids $!\"
         done
-        for i in 1 2 3 4; do
-            wait -n; codes=\"$codes $?\"
+        for pid in $pids; do
+            wait $pid; codes=\"$codes $?\"
         done
-        echo $(echo $codes | tr ' ' '\\n' | sort)
+        echo $codes
         for i in 1 2 3 4; do echo $(cat /tmp/lazaret-e2e-$i); rm /tmp/lazaret-e2e-$i; done"
     ));
     assert_eq!(
