@@ -111,12 +111,14 @@ impl Args {
         }
         let lifecycle = Lifecycle::open(host)?;
         lifecycle.sweep()?;
-        let mut prepared = prepare(self, host, &lifecycle)?;
-        let runtime = match runtime() {
-            Ok(runtime) => runtime,
-            Err(failure) => return Err(abandon(&lifecycle, &prepared.record, failure)),
+        let runtime = runtime()?;
+        // Caught before there is anything that would have to be removed again.
+        let signals = {
+            let _context = runtime.enter();
+            Signals::catch()?
         };
-        let result = runtime.block_on(live(host, &lifecycle, &mut prepared));
+        let mut prepared = prepare(self, host, &lifecycle)?;
+        let result = runtime.block_on(live(host, &lifecycle, &mut prepared, signals));
         // What is still open towards the sandbox must not keep it alive.
         runtime.shutdown_background();
         let record = prepared.record;
@@ -150,8 +152,8 @@ async fn live(
     host: &Host,
     lifecycle: &Lifecycle,
     prepared: &mut Prepared,
+    mut signals: Signals,
 ) -> Result<Outcome, Failure> {
-    let mut signals = Signals::catch()?;
     let record = &prepared.record;
     let streams = Streams {
         stdin: record.open_stdin && !record.detached,

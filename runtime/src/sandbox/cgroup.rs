@@ -65,11 +65,9 @@ impl Cgroup {
             path: self.path.clone(),
             source,
         };
+        // Each time: whoever made the parent may have been killed before it was ready.
+        self.create_parent().map_err(unavailable)?;
         match fs::create_dir(&self.path) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                self.create_parent().map_err(unavailable)?;
-                fs::create_dir(&self.path).map_err(unavailable)?;
-            }
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(unavailable(err));
             }
