@@ -173,10 +173,17 @@ impl agent_ttrpc::Agent for Agent {
         request: proto::ContainerRequest,
     ) -> ttrpc::Result<proto::ListProcessesReply> {
         let processes = self.sandbox.container(&request.container_id)?.processes()?;
-        let entries = processes.into_iter().map(|(pid, exec_id)| {
+        let entries = processes.into_iter().map(|(process, exec_id)| {
             let mut entry = proto::list_processes_reply::Entry::new();
-            entry.guest_pid = pid;
+            entry.guest_pid = process.pid;
             entry.exec_id = exec_id;
+            entry.container_pid = process.container_pid;
+            entry.container_parent_pid = process.container_parent_pid;
+            entry.uid = process.uid;
+            entry.command = process.command;
+            entry.terminal = process.terminal;
+            entry.cpu_usec = process.cpu_usec;
+            entry.started_at_ns = process.started_at_ns;
             entry
         });
         let mut reply = proto::ListProcessesReply::new();
@@ -184,23 +191,27 @@ impl agent_ttrpc::Agent for Agent {
         Ok(reply)
     }
 
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::UpdateContainerRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.sandbox
+            .container(&request.container_id)?
+            .update(&request.resources_json)?;
+        Ok(proto::Empty::new())
+    }
+
     async fn container_stats(
         &self,
         _: &TtrpcContext,
         request: proto::ContainerRequest,
     ) -> ttrpc::Result<proto::ContainerStatsReply> {
-        let stats = self.sandbox.container(&request.container_id)?.stats();
-        let mut reply = proto::ContainerStatsReply::new();
-        reply.cpu_usage_usec = stats.cpu_usage_usec;
-        reply.cpu_user_usec = stats.cpu_user_usec;
-        reply.cpu_system_usec = stats.cpu_system_usec;
-        reply.memory_usage_bytes = stats.memory_usage_bytes;
-        reply.memory_limit_bytes = stats.memory_limit_bytes;
-        reply.memory_max_usage_bytes = stats.memory_max_usage_bytes;
-        reply.pids_current = stats.pids_current;
-        reply.pids_limit = stats.pids_limit;
-        reply.oom_kills = stats.oom_kills;
-        Ok(reply)
+        Ok(self
+            .sandbox
+            .container(&request.container_id)?
+            .stats()
+            .into())
     }
 
     async fn delete(

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use lazaret_protocol::agent::{
     ContainerRequest, ContainerStatsReply, CreateContainerRequest, CreateProcessRequest, Empty,
     ProcessRequest, ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest, Stdio,
-    WaitProcessReply, list_processes_reply::Entry,
+    UpdateContainerRequest, WaitProcessReply, list_processes_reply::Entry,
 };
 use lazaret_protocol::agent_ttrpc::AgentClient as Ttrpc;
 use lazaret_protocol::{HELLO_LINE_MAX, Hello, HelloError, ports};
@@ -36,7 +36,7 @@ const OK_LINE_MAX: usize = 16;
 const TEXT_MAX: usize = 2048;
 
 /// Most processes the agent can name.
-const PROCESSES_MAX: usize = 65_536;
+const PROCESSES_MAX: usize = 16_384;
 
 /// Entropy for the guest's random number generator, bytes.
 const ENTROPY_LEN: usize = 64;
@@ -206,11 +206,13 @@ impl AgentClient {
     pub async fn create_container(
         &self,
         id: &str,
+        bundle: &Path,
         spec_json: Vec<u8>,
         stdio: Stdio,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
+            bundle: bundle.to_string_lossy().into_owned(),
             spec_json,
             stdio: Some(stdio).into(),
             ..CreateContainerRequest::default()
@@ -312,11 +314,26 @@ impl AgentClient {
         answer("ResumeContainer", reply.await).map(drop)
     }
 
+    /// Changes limits in the guest; `resources` is `linux.resources` of the OCI spec.
+    pub async fn update(&self, container: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let request = UpdateContainerRequest {
+            container_id: container.to_owned(),
+            resources_json: resources,
+            ..UpdateContainerRequest::default()
+        };
+        let reply = self.ttrpc.update_container(within(CALL_DEADLINE), &request);
+        answer("UpdateContainer", reply.await).map(drop)
+    }
+
     pub async fn processes(&self, container: &str) -> Result<Vec<Entry>, AgentError> {
         let request = container_request(container);
         let reply = self.ttrpc.list_processes(within(CALL_DEADLINE), &request);
         let mut processes = answer("ListProcesses", reply.await)?.processes;
         processes.truncate(PROCESSES_MAX);
+        for process in &mut processes {
+            process.command = clean(&process.command);
+            process.terminal = clean(&process.terminal);
+        }
         Ok(processes)
     }
 

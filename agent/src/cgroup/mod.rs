@@ -6,6 +6,7 @@
 
 mod devices;
 mod limits;
+mod reply;
 mod stats;
 
 use std::collections::BTreeSet;
@@ -75,6 +76,21 @@ impl Cgroup {
             }
             other => other.or_fail(|| format!("set {} to {}", setting.name, setting.value)),
         }
+    }
+
+    /// Changes what the resources name and leaves the rest as it is. Nothing is
+    /// written before all of it is understood.
+    pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let rules = resources.devices().as_deref().unwrap_or_default();
+        if !rules.is_empty() {
+            return Err(Failure::unsupported(
+                "changing the device rules of a running container",
+            ));
+        }
+        for setting in limits::settings(resources)? {
+            self.apply(&setting)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn stats(&self) -> Stats {

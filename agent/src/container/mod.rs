@@ -13,6 +13,7 @@
 mod credentials;
 mod device;
 mod exec;
+mod listing;
 mod mount;
 mod mount_options;
 mod namespaces;
@@ -32,11 +33,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Signal;
 
+pub(crate) use listing::Listed;
 pub(crate) use mount::{Reach, attach, clone_tree, new_file_system, set_attributes};
 pub(crate) use mount_options::Attributes;
 pub(crate) use process::Process;
@@ -253,8 +255,8 @@ impl Container {
         self.cgroup.freeze(false).await
     }
 
-    /// Process ids with the exec id of each, empty where there is none.
-    pub(crate) fn processes(&self) -> Result<Vec<(u32, String)>> {
+    /// Every process with its exec id, empty where there is none.
+    pub(crate) fn processes(&self) -> Result<Vec<(Listed, String)>> {
         let further = self.further.lock();
         let name = |pid: u32| {
             let known = further.iter().find_map(|(name, process)| {
@@ -264,7 +266,27 @@ impl Container {
             known.unwrap_or_default()
         };
         let pids = self.cgroup.processes()?;
-        Ok(pids.into_iter().map(|pid| (pid, name(pid))).collect())
+        let pids = pids.into_iter().take(listing::PROCESSES_MAX);
+        let mut room = listing::COMMANDS_MAX;
+        let entry = |pid: u32| {
+            let mut listed = listing::look_up(pid);
+            match room.checked_sub(listed.command.len()) {
+                Some(left) => room = left,
+                None => listed.command.clear(),
+            }
+            (listed, name(pid))
+        };
+        Ok(pids.map(entry).collect())
+    }
+
+    /// Changes limits; what the resources leave out stays as it is.
+    pub(crate) fn update(&self, resources_json: &[u8]) -> Result<()> {
+        let resources: LinuxResources = serde_json::from_slice(resources_json)
+            .map_err(|error| Failure::invalid(format!("resources: {error}")))?;
+        if self.first.has_ended() {
+            return Err(self.not_running());
+        }
+        self.cgroup.update(&resources)
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -140,7 +140,7 @@ impl Sandbox {
         let agent = self.agent().await?;
         let (streams, stdio) = ends.connect(&self.guest_ports).await?;
         agent
-            .create_container(id.as_str(), spec_json, stdio)
+            .create_container(id.as_str(), &request.bundle, spec_json, stdio)
             .await?;
         container.init.created(streams);
         let target = Target {

@@ -10,6 +10,7 @@
 
 mod args;
 mod entry;
+mod metrics;
 mod serve;
 mod task;
 

@@ -10,11 +10,7 @@ use containerd_shim_protos::api::{
     ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
     StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
-};
 use containerd_shim_protos::shim_async::Task;
-use lazaret_protocol::agent::ContainerStatsReply;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
@@ -22,15 +18,13 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::error::get_rpc_status;
 use ttrpc::{Code, Error as TtrpcError, Result as TtrpcResult};
 
+use super::metrics::{METRICS_TYPE, metrics};
 use crate::agent::AgentError;
 use crate::process::{Exit, Stage};
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::RootMount;
 use crate::sandbox::{Chain, CreateRequest, ExecRequest, Sandbox, SandboxError};
 use crate::stdio::StdioPaths;
-
-/// Name under which containerd knows its own metrics message.
-const METRICS_TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
 pub(super) struct TaskService {
     sandbox: Arc<Sandbox>,
@@ -322,31 +316,4 @@ fn status(err: &SandboxError) -> TtrpcError {
         }
     };
     get_rpc_status(code, Chain(err))
-}
-
-fn metrics(stats: &ContainerStatsReply) -> Metrics {
-    Metrics {
-        pids: MessageField::some(PidsStat {
-            current: stats.pids_current,
-            limit: stats.pids_limit,
-            ..PidsStat::default()
-        }),
-        cpu: MessageField::some(CPUStat {
-            usage_usec: stats.cpu_usage_usec,
-            user_usec: stats.cpu_user_usec,
-            system_usec: stats.cpu_system_usec,
-            ..CPUStat::default()
-        }),
-        memory: MessageField::some(MemoryStat {
-            usage: stats.memory_usage_bytes,
-            usage_limit: stats.memory_limit_bytes,
-            max_usage: stats.memory_max_usage_bytes,
-            ..MemoryStat::default()
-        }),
-        memory_events: MessageField::some(MemoryEvents {
-            oom_kill: stats.oom_kills,
-            ..MemoryEvents::default()
-        }),
-        ..Metrics::default()
-    }
 }
