@@ -22,6 +22,11 @@ use super::id::ContainerId;
 use super::plan::{HostMount, PathKind};
 use super::store;
 
+/// Names of a container's root file system below its directory, told apart by
+/// the VMM: its guest remembers the first for good, the second for a second.
+pub(super) const PRIVATE_ROOTFS: &str = "rootfs";
+pub(super) const ENGINE_ROOTFS: &str = "engine-rootfs";
+
 /// Longest options string mount(2) takes: a page less its terminator.
 const MOUNT_DATA_MAX: usize = 4095;
 
@@ -97,6 +102,7 @@ impl SharedDir {
         &self,
         id: &ContainerId,
         root: &Path,
+        rootfs: &Path,
         root_mounts: &[RootMount],
         binds: &[HostMount],
     ) -> Result<ContainerMounts, MountError> {
@@ -104,7 +110,7 @@ impl SharedDir {
             dir: self.path.join(id.as_str()),
             mounted: Vec::new(),
         };
-        let result = self.fill(&mut mounts, id, root, root_mounts, binds);
+        let result = self.fill(&mut mounts, id, root, rootfs, root_mounts, binds);
         match result {
             Ok(()) => Ok(mounts),
             Err(err) => {
@@ -121,13 +127,14 @@ impl SharedDir {
         mounts: &mut ContainerMounts,
         id: &ContainerId,
         root: &Path,
+        rootfs: &Path,
         root_mounts: &[RootMount],
         binds: &[HostMount],
     ) -> Result<(), MountError> {
         let below = Path::new(id.as_str());
         self.make_dir(below)?;
-        self.make_dir(&below.join("rootfs"))?;
-        let target = self.path.join(below).join("rootfs");
+        self.make_dir(rootfs)?;
+        let target = self.path.join(rootfs);
         if root_mounts.is_empty() {
             bind(root, &target, true, false)?;
             mounts.mounted.push(target);
@@ -185,7 +192,7 @@ impl SharedDir {
     /// The mount points go through the writable side, one known level after the
     /// other: only empty directories and files are removed.
     fn remove_below(&self, below: &Path) -> Result<(), MountError> {
-        for name in ["mounts", "rootfs"] {
+        for name in ["mounts", PRIVATE_ROOTFS, ENGINE_ROOTFS] {
             let dir = below.join(name);
             if name == "mounts" {
                 for entry in self.entries(&dir)? {

@@ -116,6 +116,7 @@ impl Sandbox {
             spec,
             mounts,
             root,
+            rootfs,
             terminal,
             annotations,
         } = plan;
@@ -133,7 +134,7 @@ impl Sandbox {
         let ends = HostEnds::open(&stdio, log.as_ref())?;
         // While the guest boots.
         let shared = self.prepared().await?;
-        let mounted = shared.mount_container(id, &root, &request.rootfs, &mounts)?;
+        let mounted = shared.mount_container(id, &root, &rootfs, &request.rootfs, &mounts)?;
         *container.mounts() = Some(mounted);
         let spec_json = spec.to_string().into_bytes();
 

@@ -199,7 +199,11 @@ impl Agent for FakeAgent {
         let spec: Value = serde_json::from_slice(&request.spec_json).unwrap();
         let id = &request.container_id;
         let below = format!("/run/lazaret/shared/{id}");
-        assert_eq!(spec["root"]["path"], format!("{below}/rootfs"));
+        let root = spec["root"]["path"].as_str().unwrap();
+        assert!(
+            root == format!("{below}/rootfs") || root == format!("{below}/engine-rootfs"),
+            "{root}"
+        );
         for (number, mount) in spec["mounts"].as_array().unwrap().iter().enumerate() {
             assert_eq!(mount["source"], format!("{below}/mounts/{number}"));
         }

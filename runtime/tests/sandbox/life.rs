@@ -354,7 +354,14 @@ async fn a_killed_sandbox_process_is_cleaned_up_after() {
             sandbox.state().unwrap().containers[ID].status == ContainerStatus::Stopped
         })
         .await;
-    let reaped = sandbox.store.reap_dead().unwrap();
+    // A process that another test has just forked may hold the lock until it executes.
+    let mut reaped = Vec::new();
+    sandbox
+        .wait_for("its remains to be cleaned up", || {
+            reaped = sandbox.store.reap_dead().unwrap();
+            !reaped.is_empty()
+        })
+        .await;
     let state = reaped[0].1.as_ref().unwrap();
     assert_eq!(state.containers[ID].exit_status, Some(137));
     sandbox.nothing_is_left().await;

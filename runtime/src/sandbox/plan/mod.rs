@@ -15,8 +15,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::cgroup::CgroupLimits;
-use super::config::{AnnotationError, Annotations, Defaults, HostFacts};
+use super::config::{AnnotationError, Annotations, Defaults, HostFacts, OWN_NAMESPACE};
 use super::id::ContainerId;
+use super::mounts::{ENGINE_ROOTFS, PRIVATE_ROOTFS};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -98,6 +99,8 @@ pub struct ContainerPlan {
     /// Root directory on the host that is bound to the container's place, where
     /// the engine has given no mounts for it.
     pub root: PathBuf,
+    /// The container's place for it, below the shared directory.
+    pub rootfs: PathBuf,
     pub terminal: bool,
     pub annotations: Annotations,
 }
@@ -216,7 +219,8 @@ pub fn plan_container(
         .as_str()
         .ok_or(PlanError::Spec("root.path is missing"))?;
     let root = bundle.join(root);
-    spec["root"]["path"] = guest_path(&Path::new(id.as_str()).join("rootfs")).into();
+    let rootfs = Path::new(id.as_str()).join(rootfs_name(namespace));
+    spec["root"]["path"] = guest_path(&rootfs).into();
 
     let mut mounts = Vec::new();
     if let Some(list) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
@@ -232,9 +236,21 @@ pub fn plan_container(
         spec,
         mounts,
         root,
+        rootfs,
         terminal,
         annotations,
     })
+}
+
+/// Says by its name how long the guest may remember what it has seen in a root
+/// file system: an engine keeps its hands on it (`docker cp`), the `lazaret`
+/// command does not.
+fn rootfs_name(namespace: &str) -> &'static str {
+    if namespace == OWN_NAMESPACE {
+        PRIVATE_ROOTFS
+    } else {
+        ENGINE_ROOTFS
+    }
 }
 
 fn guest_path(below_shared: &Path) -> String {

@@ -52,16 +52,18 @@ fn check_device(mode: u32, rdev: u32) -> io::Result<()> {
 }
 
 fn cached_file(kind: Kind) -> OpenOptions {
-    match kind {
-        Kind::Private => OpenOptions::KEEP_CACHE,
-        Kind::Shared | Kind::Container | Kind::Unnamed => OpenOptions::empty(),
+    if kind.is_remembered() {
+        OpenOptions::KEEP_CACHE
+    } else {
+        OpenOptions::empty()
     }
 }
 
 fn cached_directory(kind: Kind) -> OpenOptions {
-    match kind {
-        Kind::Private => OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR,
-        Kind::Shared | Kind::Container | Kind::Unnamed => OpenOptions::empty(),
+    if kind.is_remembered() {
+        OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR
+    } else {
+        OpenOptions::empty()
     }
 }
 
@@ -84,7 +86,7 @@ impl FileSystem for SharedFs {
         let kind = parent.kind_of_child(name);
         match self.served().lookup(ctx, parent.number, name) {
             Ok(entry) => Ok(tell(entry, kind)),
-            Err(error) if kind == Kind::Private && error.raw_os_error() == Some(libc::ENOENT) => {
+            Err(error) if kind.is_remembered() && error.raw_os_error() == Some(libc::ENOENT) => {
                 Ok(tell_absent(kind))
             }
             Err(error) => Err(error),
@@ -339,11 +341,10 @@ impl FileSystem for SharedFs {
         }
     }
 
-    fn flush(&self, ctx: Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
-        match self.place(inode)? {
-            Place::Served(number) => self.served().flush(ctx, number, handle, lock_owner),
-            Place::Unnamed(_) => Ok(()),
-        }
+    /// A flush on close is for servers that hold back writes or keep locks. This
+    /// one does neither, and the guest, once told so, saves a request a close.
+    fn flush(&self, _: Context, _: u64, _: u64, _: u64) -> io::Result<()> {
+        Err(Errno::NOSYS.into())
     }
 
     fn fsync(&self, ctx: Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {

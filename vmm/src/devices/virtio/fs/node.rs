@@ -1,5 +1,5 @@
-//! Node ids as the guest knows them: the server's inode number and, in the two
-//! highest bits, what kind of place the inode is in.
+//! Node ids as the guest knows them: the server's inode number and, in the
+//! three highest bits, what kind of place the inode is in.
 //!
 //! The kind follows from the path on which the guest found the inode, and it
 //! decides for how long the guest may believe what it was told. It costs no
@@ -9,6 +9,7 @@
 //!   /                      Shared
 //!   /<container>           Container
 //!   /<container>/rootfs    Private, with all below it
+//!   /<container>/engine-rootfs    Engine, with all below it
 //!   anything else          Shared
 //! ```
 
@@ -22,22 +23,29 @@ use virtiofsd::filesystem::ROOT_ID;
 /// Nobody but the guest changes what is private: it may remember for good.
 const PRIVATE_VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// An engine seldom reaches into a running container's root, but it may
+/// (`docker cp`): as long as virtiofsd lets a guest remember by default.
+const ENGINE_VALIDITY: Duration = Duration::from_secs(1);
+
 /// The host may change what is shared at any time. The guest rounds this up to
 /// its next clock tick: one look at a file is then one request and not three,
 /// and what the host changes is seen within a few milliseconds.
 const SHARED_VALIDITY: Duration = Duration::from_millis(1);
 
-const KIND_SHIFT: u32 = 62;
+const KIND_SHIFT: u32 = 61;
 const NUMBER_MASK: u64 = (1 << KIND_SHIFT) - 1;
 
-/// Name of a container's root file system below the container's directory.
+/// Names of a container's root file system below the container's directory:
+/// one that is the microVM's alone, and one that an engine keeps its hands on.
 const PRIVATE_DIRECTORY: &[u8] = b"rootfs";
+const ENGINE_DIRECTORY: &[u8] = b"engine-rootfs";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Shared,
     Container,
     Private,
+    Engine,
     /// Not of the server: a file without a name, see `tmpfile`.
     Unnamed,
 }
@@ -58,7 +66,9 @@ impl Node {
         match self.kind {
             Kind::Shared if self.number == ROOT_ID => Kind::Container,
             Kind::Container if name.to_bytes() == PRIVATE_DIRECTORY => Kind::Private,
+            Kind::Container if name.to_bytes() == ENGINE_DIRECTORY => Kind::Engine,
             Kind::Private => Kind::Private,
+            Kind::Engine => Kind::Engine,
             Kind::Shared | Kind::Container | Kind::Unnamed => Kind::Shared,
         }
     }
@@ -70,6 +80,7 @@ impl From<u64> for Node {
             0 => Kind::Shared,
             1 => Kind::Container,
             2 => Kind::Private,
+            3 => Kind::Engine,
             _ => Kind::Unnamed,
         };
         Self {
@@ -80,10 +91,18 @@ impl From<u64> for Node {
 }
 
 impl Kind {
+    /// Whether the guest may keep what it has read when it opens a file anew, and
+    /// remember names that are absent. What has changed it notices by the file's
+    /// time and size, once its attributes hold no more.
+    pub(super) fn is_remembered(self) -> bool {
+        matches!(self, Self::Private | Self::Engine)
+    }
+
     /// How long names and attributes hold.
     pub(super) fn validity(self) -> Duration {
         match self {
             Self::Private => PRIVATE_VALIDITY,
+            Self::Engine => ENGINE_VALIDITY,
             Self::Shared | Self::Container | Self::Unnamed => SHARED_VALIDITY,
         }
     }
@@ -105,7 +124,13 @@ mod tests {
 
     #[test]
     fn ids_keep_kind_and_number() {
-        for kind in [Kind::Shared, Kind::Container, Kind::Private, Kind::Unnamed] {
+        for kind in [
+            Kind::Shared,
+            Kind::Container,
+            Kind::Private,
+            Kind::Engine,
+            Kind::Unnamed,
+        ] {
             let node = Node { kind, number: 77 };
             assert_eq!(Node::from(node.id()), node);
         }
@@ -113,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_containers_root_is_private() {
+    fn only_a_containers_root_is_remembered() {
         let kind = |path: &[&CStr]| {
             path.iter()
                 .enumerate()
@@ -126,6 +151,7 @@ mod tests {
         assert_eq!(kind(&[c"c1"]), Kind::Container);
         assert_eq!(kind(&[c"c1", c"rootfs"]), Kind::Private);
         assert_eq!(kind(&[c"c1", c"rootfs", c"usr", c"bin"]), Kind::Private);
+        assert_eq!(kind(&[c"c1", c"engine-rootfs", c"usr"]), Kind::Engine);
         assert_eq!(kind(&[c"c1", c"mounts", c"0", c"rootfs"]), Kind::Shared);
         assert_eq!(kind(&[c"rootfs"]), Kind::Container);
     }

@@ -131,7 +131,9 @@ impl SharedFs {
         let node = Node::from(id);
         match node.kind {
             Kind::Unnamed => self.0.unnamed.get(node.number).map(Place::Unnamed),
-            Kind::Shared | Kind::Container | Kind::Private => Ok(Place::Served(node.number)),
+            Kind::Shared | Kind::Container | Kind::Private | Kind::Engine => {
+                Ok(Place::Served(node.number))
+            }
         }
     }
 
@@ -190,7 +192,7 @@ pub(super) fn directory(id: u64) -> io::Result<Node> {
     let node = Node::from(id);
     match node.kind {
         Kind::Unnamed => Err(Errno::NOTDIR.into()),
-        Kind::Shared | Kind::Container | Kind::Private => Ok(node),
+        Kind::Shared | Kind::Container | Kind::Private | Kind::Engine => Ok(node),
     }
 }
 
