@@ -16,3 +16,12 @@ pub const READY: u32 = 1024;
 
 /// Host: the agent's log, one JSON record a line.
 pub const LOG: u32 = 1025;
+
+/// Host: name service. Each connection starts with a byte that says how its
+/// queries have come to the agent, [`DNS_DATAGRAM`] or [`DNS_STREAM`], and goes on
+/// with messages as DNS has them over TCP: two bytes of length, then the message
+/// (RFC 1035, 4.2.2). The first kind carries one query and one answer.
+pub const DNS: u32 = 1026;
+
+pub const DNS_DATAGRAM: u8 = b'u';
+pub const DNS_STREAM: u8 = b't';

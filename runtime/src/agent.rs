@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lazaret_protocol::agent::{
-    ContainerRequest, ContainerStatsReply, CreateContainerRequest, CreateProcessRequest, Empty,
-    ProcessRequest, ResizeTerminalRequest, SetupSandboxRequest, SignalProcessRequest, Stdio,
-    UpdateContainerRequest, WaitProcessReply, list_processes_reply::Entry,
+    ConfigureNetworkRequest, ContainerRequest, ContainerStatsReply, CreateContainerRequest,
+    CreateProcessRequest, Empty, ProcessRequest, ResizeTerminalRequest, SetupSandboxRequest,
+    SignalProcessRequest, Stdio, UpdateContainerRequest, WaitProcessReply,
+    list_processes_reply::Entry,
 };
 use lazaret_protocol::agent_ttrpc::AgentClient as Ttrpc;
 use lazaret_protocol::{HELLO_LINE_MAX, Hello, HelloError, ports};
@@ -201,6 +202,15 @@ impl AgentClient {
         let reply = answer("SetupSandbox", reply.await)?;
         tracing::info!(kernel = clean(&reply.kernel_release), "agent ready");
         Ok(())
+    }
+
+    /// Makes the guest's network what the request says.
+    pub async fn configure_network(
+        &self,
+        request: &ConfigureNetworkRequest,
+    ) -> Result<(), AgentError> {
+        let reply = self.ttrpc.configure_network(within(CALL_DEADLINE), request);
+        answer("ConfigureNetwork", reply.await).map(drop)
     }
 
     pub async fn create_container(

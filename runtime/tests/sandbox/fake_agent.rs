@@ -188,6 +188,14 @@ impl Agent for FakeAgent {
         })
     }
 
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        _: ConfigureNetworkRequest,
+    ) -> Result<Empty> {
+        Ok(Empty::default())
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,
