@@ -10,4 +10,5 @@ pub mod sandbox;
 pub mod shim;
 pub mod stdio;
 pub mod storage;
+pub mod task_client;
 pub mod vm;

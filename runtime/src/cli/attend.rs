@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 
 use super::signals::{SIGWINCH, Signals};
 use super::stdio::{Ends, copy_input, copy_output};
-use super::task::{Task, TaskError};
 use super::terminal::{self, RawTerminal};
+use crate::task_client::{Task, TaskError};
 
 /// A process about to be started, with its streams.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Attended<'_> {
                     SIGWINCH => self.fit_terminal().await,
                     // A process that has just ended cannot be signalled; its
                     // status is on the way.
-                    signal => drop(self.task.kill(self.exec, signal).await),
+                    signal => drop(self.task.kill(self.exec, signal, false).await),
                 },
             }
         }

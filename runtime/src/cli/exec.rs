@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::Host;
 use super::attend::Attended;
-use super::failure::{EXIT_OWN_ERROR, Failure};
+use super::failure::{EXIT_OWN_ERROR, Failure, start_exit_code};
 use super::lifecycle::{Lifecycle, runtime};
 use super::prepare::{container_layers, container_user};
 use super::signals::Signals;
@@ -104,13 +104,13 @@ impl Args {
         };
         let fifos = Fifos::create(&lifecycle.attach_directory(), streams)?;
         let own = |error| Failure::from(error).with_code(EXIT_OWN_ERROR);
-        task.exec(&exec, process, &fifos, self.tty)
+        task.exec(&exec, process, &fifos.paths(self.tty))
             .await
             .map_err(own)?;
         if let Err(error) = task.start(&exec).await {
             // What did not start is only to be forgotten.
             let _ = task.delete(&exec).await;
-            let code = error.start_exit_code();
+            let code = start_exit_code(&error);
             return Err(Failure::from(error).with_code(code));
         }
         if self.detach {

@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use ttrpc::Code;
+
+use crate::task_client::TaskError;
+
 /// `lazaret` itself failed, as opposed to the container.
 pub const EXIT_OWN_ERROR: u8 = 125;
 /// The container's command is there but cannot be executed.
@@ -13,6 +17,15 @@ pub const EXIT_NOT_EXECUTABLE: u8 = 126;
 pub const EXIT_NOT_FOUND: u8 = 127;
 /// What a signal adds its number to.
 pub const EXIT_SIGNAL_BASE: u8 = 128;
+
+/// The exit code that Docker gives for an error of starting a process.
+pub fn start_exit_code(error: &TaskError) -> u8 {
+    match error.code() {
+        Some(Code::NOT_FOUND) => EXIT_NOT_FOUND,
+        Some(Code::PERMISSION_DENIED) => EXIT_NOT_EXECUTABLE,
+        _ => EXIT_OWN_ERROR,
+    }
+}
 
 /// An error on its way to standard error, with the exit code it causes.
 #[derive(Debug)]
@@ -96,5 +109,13 @@ mod tests {
         assert_eq!(failure.message(), "cannot open x: disk on fire");
         assert_eq!(failure.code(), 1);
         assert_eq!(failure.with_code(EXIT_OWN_ERROR).code(), 125);
+    }
+
+    #[test]
+    fn errors_of_starting_have_dockers_exit_codes() {
+        let error = |code| start_exit_code(&TaskError::Status(String::new(), code));
+        assert_eq!(error(Code::NOT_FOUND), 127);
+        assert_eq!(error(Code::PERMISSION_DENIED), 126);
+        assert_eq!(error(Code::INTERNAL), 125);
     }
 }

@@ -37,7 +37,7 @@ impl Args {
                     ))
                 })?;
                 let task = lifecycle.connect(&record.id).await?;
-                Ok::<_, Failure>(task.kill("", self.signal).await?)
+                Ok::<_, Failure>(task.kill("", self.signal, false).await?)
             });
             match killed {
                 Ok(()) => writeln!(io::stdout(), "{name}")?,

@@ -12,7 +12,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Host;
 use super::failure::Failure;
-use super::task::Task;
 use crate::sandbox::cgroup::CGROUP_DIR;
 use crate::sandbox::id::SandboxId;
 use crate::sandbox::state::{ContainerStatus, DIED_STATUS, process_start_time, rfc3339};
@@ -20,6 +19,7 @@ use crate::sandbox::store::{Store, StoreError};
 use crate::storage::atomic::Lock;
 use crate::storage::container::{ContainerId, ContainerRecord, ProcessIdentity, State};
 use crate::storage::containers::{Containers, ContainersError};
+use crate::task_client::Task;
 
 /// How long a sandbox that was told to end may take until it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(15);

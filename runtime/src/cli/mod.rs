@@ -23,7 +23,6 @@ pub mod signals;
 pub mod spec;
 pub mod stdio;
 mod stop;
-pub mod task;
 pub mod terminal;
 mod version;
 mod wait;

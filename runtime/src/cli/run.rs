@@ -5,18 +5,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use containerd_shim_protos::api::Mount;
+
 use super::Host;
 use super::attend::Attended;
-use super::failure::{EXIT_OWN_ERROR, EXIT_SIGNAL_BASE, Failure};
+use super::failure::{EXIT_OWN_ERROR, EXIT_SIGNAL_BASE, Failure, start_exit_code};
 use super::lifecycle::{Lifecycle, runtime};
 use super::prepare::{Prepared, prepare};
 use super::signals::Signals;
 use super::spec::{Cpus, Memory};
 use super::stdio::{Ends, Fifos, Streams, require_terminal};
-use super::task::{SandboxStart, Task, TaskError, start_sandbox};
+use crate::sandbox::config::OWN_NAMESPACE;
 use crate::sandbox::state::rfc3339;
 use crate::storage::container::{ContainerRecord, State};
 use crate::storage::volume::Volume;
+use crate::task_client::{SandboxStart, Task, TaskError, start_sandbox};
 
 /// Create and run a new container, in a microVM of its own
 #[derive(Debug, clap::Args)]
@@ -164,6 +167,7 @@ async fn live(
     // Not interrupted: half a start would leave a process that nobody knows.
     let address = start_sandbox(SandboxStart {
         shim: &host.config.shim,
+        namespace: OWN_NAMESPACE,
         id: record.id.as_str(),
         bundle: prepared.directory.path(),
         exit_command: if record.detached {
@@ -177,7 +181,7 @@ async fn live(
     let (task, ends) = tokio::select! {
         started = started => {
             started.map_err(|error| {
-                let code = error.start_exit_code();
+                let code = start_exit_code(&error);
                 Failure::from(error).with_code(code)
             })?
         }
@@ -212,9 +216,18 @@ async fn start(
 ) -> Result<(Task, Ends), TaskError> {
     let record = &prepared.record;
     let task = Task::connect(address, record.id.as_str()).await?;
-    let overlay = prepared.overlay.clone();
-    task.create(prepared.directory.path(), overlay, &fifos, record.tty)
-        .await?;
+    let root = Mount {
+        type_: "overlay".to_owned(),
+        source: "overlay".to_owned(),
+        options: prepared.overlay.clone(),
+        ..Mount::default()
+    };
+    task.create(
+        prepared.directory.path(),
+        vec![root],
+        &fifos.paths(record.tty),
+    )
+    .await?;
     let attended = Attended {
         task: &task,
         exec: "",

@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 
 use crate::image::digest::hex;
 use crate::image::workspace::{Workspace, fill_random};
+use crate::stdio::StdioPaths;
 use crate::storage::atomic::Lock;
 
 const BUFFER: usize = 64 * 1024;
@@ -75,16 +76,14 @@ impl Fifos {
         Ok(fifos)
     }
 
-    pub fn stdin_path(&self) -> String {
-        self.path("stdin", self.stdin.is_some())
-    }
-
-    pub fn stdout_path(&self) -> String {
-        self.path("stdout", self.stdout.is_some())
-    }
-
-    pub fn stderr_path(&self) -> String {
-        self.path("stderr", self.stderr.is_some())
+    /// Where the sandbox process finds the other ends.
+    pub fn paths(&self, terminal: bool) -> StdioPaths {
+        StdioPaths {
+            stdin: self.path("stdin", self.stdin.is_some()),
+            stdout: self.path("stdout", self.stdout.is_some()),
+            stderr: self.path("stderr", self.stderr.is_some()),
+            terminal,
+        }
     }
 
     fn path(&self, name: &str, is_open: bool) -> String {
@@ -232,10 +231,10 @@ mod tests {
                 terminal: false,
             };
             let fifos = Fifos::create(parent.path(), streams).unwrap();
-            assert_eq!(fifos.stdin_path(), "");
+            assert_eq!(fifos.paths(false).stdin, "");
             let mut writer = File::options()
                 .write(true)
-                .open(fifos.stdout_path())
+                .open(fifos.paths(false).stdout)
                 .unwrap();
             let ends = fifos.into_ends();
             let thread = std::thread::spawn(move || writer.write_all(&[7; 300_000]).unwrap());
@@ -271,10 +270,10 @@ mod tests {
                 terminal: true,
             };
             let fifos = Fifos::create(parent.path(), streams).unwrap();
-            assert_eq!(fifos.stderr_path(), "");
+            assert_eq!(fifos.paths(false).stderr, "");
             let mut writer = File::options()
                 .write(true)
-                .open(fifos.stdout_path())
+                .open(fifos.paths(false).stdout)
                 .unwrap();
             let thread = std::thread::spawn(move || writer.write_all(&[7; 300_000]).unwrap());
             copy_output(fifos.into_ends().stdout.unwrap(), Closed)

@@ -10,8 +10,8 @@ use super::Host;
 use super::failure::Failure;
 use super::lifecycle::{Lifecycle, runtime};
 use super::signals::{self, SIGKILL, SIGTERM};
-use super::task::{Task, TaskError};
 use crate::storage::container::{ContainerRecord, State};
+use crate::task_client::{Task, TaskError};
 
 /// Stop one or more running containers
 #[derive(Debug, clap::Args)]
@@ -87,12 +87,12 @@ impl Args {
 async fn stop(task: &Task, signal: u32, patience: Duration) -> Result<(), TaskError> {
     let wait = task.wait("");
     tokio::pin!(wait);
-    match task.kill("", signal).await {
+    match task.kill("", signal, false).await {
         Err(error) if !error.means_ended() => return Err(error),
         _ => {}
     }
     if timeout(patience, &mut wait).await.is_err() {
-        match task.kill("", SIGKILL).await {
+        match task.kill("", SIGKILL, false).await {
             Err(error) if !error.means_ended() => return Err(error),
             _ => {}
         }

@@ -1,4 +1,5 @@
-//! The Task API of a sandbox process, from its client's side.
+//! The Task API of a sandbox process, from its client's side: what `lazaret`
+//! and `lazaret-oci` ask of it.
 //! <https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md>
 
 use std::path::{Path, PathBuf};
@@ -6,7 +7,8 @@ use std::process::Stdio;
 
 use containerd_shim_protos::api::{
     CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount,
-    ResizePtyRequest, ShutdownRequest, StartRequest, WaitRequest,
+    PauseRequest, PidsRequest, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -15,17 +17,16 @@ use rustix::termios::Winsize;
 use ttrpc::Code;
 use ttrpc::context::Context;
 
-use super::failure::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR};
-use super::stdio::Fifos;
-
-/// Sandboxes of the command, as opposed to those of an engine.
-const NAMESPACE: &str = "lazaret";
+use crate::stdio::StdioPaths;
 
 /// Told by the sandbox process when a detached container has ended.
 const EXIT_COMMAND_ENV: &str = "LAZARET_EXIT_COMMAND";
 
 /// What containerd puts in front of a process's specification.
 const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// What containerd puts in front of limits.
+const RESOURCES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -59,12 +60,11 @@ impl TaskError {
         }
     }
 
-    /// The exit code that Docker gives for an error of starting a process.
-    pub fn start_exit_code(&self) -> u8 {
+    /// The status that the sandbox process has answered with.
+    pub fn code(&self) -> Option<Code> {
         match self {
-            Self::Status(_, Code::NOT_FOUND) => EXIT_NOT_FOUND,
-            Self::Status(_, Code::PERMISSION_DENIED) => EXIT_NOT_EXECUTABLE,
-            _ => EXIT_OWN_ERROR,
+            Self::Status(_, code) => Some(*code),
+            _ => None,
         }
     }
 
@@ -78,6 +78,8 @@ impl TaskError {
 #[derive(Debug)]
 pub struct SandboxStart<'a> {
     pub shim: &'a Path,
+    /// Whose sandbox it is: containerd's word for the one who asks.
+    pub namespace: &'a str,
     pub id: &'a str,
     pub bundle: &'a Path,
     /// This program, if it is to be told of the container's end.
@@ -90,7 +92,7 @@ pub async fn start_sandbox(start: SandboxStart<'_>) -> Result<String, TaskError>
     command
         .args([
             "-namespace",
-            NAMESPACE,
+            start.namespace,
             "-id",
             start.id,
             "-address",
@@ -172,24 +174,17 @@ impl Task {
     pub async fn create(
         &self,
         bundle: &Path,
-        overlay: Vec<String>,
-        stdio: &Fifos,
-        terminal: bool,
+        rootfs: Vec<Mount>,
+        stdio: &StdioPaths,
     ) -> Result<(), TaskError> {
-        let rootfs = Mount {
-            type_: "overlay".to_owned(),
-            source: "overlay".to_owned(),
-            options: overlay,
-            ..Mount::default()
-        };
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.to_string_lossy().into_owned(),
-            rootfs: vec![rootfs],
-            terminal,
-            stdin: stdio.stdin_path(),
-            stdout: stdio.stdout_path(),
-            stderr: stdio.stderr_path(),
+            rootfs,
+            terminal: stdio.terminal,
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
             ..CreateTaskRequest::default()
         };
         self.client
@@ -216,8 +211,7 @@ impl Task {
         &self,
         exec: &str,
         process: &serde_json::Value,
-        stdio: &Fifos,
-        terminal: bool,
+        stdio: &StdioPaths,
     ) -> Result<(), TaskError> {
         let spec = Any {
             type_url: PROCESS_TYPE_URL.to_owned(),
@@ -227,10 +221,10 @@ impl Task {
         let request = ExecProcessRequest {
             id: self.id.clone(),
             exec_id: exec.to_owned(),
-            terminal,
-            stdin: stdio.stdin_path(),
-            stdout: stdio.stdout_path(),
-            stderr: stdio.stderr_path(),
+            terminal: stdio.terminal,
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
             spec: MessageField::some(spec),
             ..ExecProcessRequest::default()
         };
@@ -252,11 +246,13 @@ impl Task {
         Ok(reply.map_err(TaskError::of)?.exit_status)
     }
 
-    pub async fn kill(&self, exec: &str, signal: u32) -> Result<(), TaskError> {
+    /// Sends a signal to a process, or to all of the container's.
+    pub async fn kill(&self, exec: &str, signal: u32, all: bool) -> Result<(), TaskError> {
         let request = KillRequest {
             id: self.id.clone(),
             exec_id: exec.to_owned(),
             signal,
+            all,
             ..KillRequest::default()
         };
         self.client
@@ -308,6 +304,60 @@ impl Task {
         Ok(())
     }
 
+    pub async fn pause(&self) -> Result<(), TaskError> {
+        let request = PauseRequest {
+            id: self.id.clone(),
+            ..PauseRequest::default()
+        };
+        let reply = self.client.pause(Context::default(), &request).await;
+        reply.map(drop).map_err(TaskError::of)
+    }
+
+    pub async fn resume(&self) -> Result<(), TaskError> {
+        let request = ResumeRequest {
+            id: self.id.clone(),
+            ..ResumeRequest::default()
+        };
+        let reply = self.client.resume(Context::default(), &request).await;
+        reply.map(drop).map_err(TaskError::of)
+    }
+
+    /// The container's processes, by their numbers in the guest.
+    pub async fn pids(&self) -> Result<Vec<ProcessInfo>, TaskError> {
+        let request = PidsRequest {
+            id: self.id.clone(),
+            ..PidsRequest::default()
+        };
+        let reply = self.client.pids(Context::default(), &request).await;
+        Ok(reply.map_err(TaskError::of)?.processes)
+    }
+
+    /// What the container uses, as containerd's cgroup v2 metrics.
+    pub async fn stats(&self) -> Result<Any, TaskError> {
+        let request = StatsRequest {
+            id: self.id.clone(),
+            ..StatsRequest::default()
+        };
+        let reply = self.client.stats(Context::default(), &request).await;
+        Ok(reply.map_err(TaskError::of)?.stats.unwrap_or_default())
+    }
+
+    /// Changes limits: `linux.resources` of the runtime specification.
+    pub async fn update(&self, resources: &serde_json::Value) -> Result<(), TaskError> {
+        let resources = Any {
+            type_url: RESOURCES_TYPE_URL.to_owned(),
+            value: resources.to_string().into_bytes(),
+            ..Any::default()
+        };
+        let request = UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(resources),
+            ..UpdateTaskRequest::default()
+        };
+        let reply = self.client.update(Context::default(), &request).await;
+        reply.map(drop).map_err(TaskError::of)
+    }
+
     pub async fn shutdown(&self) -> Result<(), TaskError> {
         let request = ShutdownRequest {
             id: self.id.clone(),
@@ -333,13 +383,5 @@ mod tests {
         assert_eq!(address(&json).unwrap(), bare);
         assert!(matches!(address("tcp://x"), Err(TaskError::Address(_))));
         assert!(matches!(address(""), Err(TaskError::Address(_))));
-    }
-
-    #[test]
-    fn errors_of_starting_have_dockers_exit_codes() {
-        let error = |code| TaskError::Status(String::new(), code);
-        assert_eq!(error(Code::NOT_FOUND).start_exit_code(), 127);
-        assert_eq!(error(Code::PERMISSION_DENIED).start_exit_code(), 126);
-        assert_eq!(error(Code::INTERNAL).start_exit_code(), 125);
     }
 }
