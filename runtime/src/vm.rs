@@ -7,6 +7,7 @@
 //!
 //! What a VMM says is not trusted: a message out of place ends it.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram as StdUnixDatagram, UnixStream as StdUnixStream};
@@ -14,15 +15,17 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use lazaret_vmm::config::{VmConfig, VmFds};
 use lazaret_vmm::control::{
-    CONTROL_FD, ControlError, ControlSocket, ExitReason, VmmEvent, VmmRequest,
+    BackendChange, CONTROL_FD, ControlError, ControlSocket, ExitReason, VmmEvent, VmmRequest,
 };
 use nix::sched::{CloneFlags, unshare};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
@@ -63,6 +66,15 @@ pub enum VmEnd {
     Died { status: i32 },
     #[error("the virtual machine monitor broke the control protocol: {0}")]
     Protocol(String),
+}
+
+/// Why nothing was connected to a slot, or disconnected from it.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    #[error("the virtual machine monitor refuses: {0}")]
+    Refused(String),
+    #[error("the microVM has ended")]
+    Ended(#[source] VmEnd),
 }
 
 /// A connection from the guest to a host port.
@@ -254,6 +266,54 @@ impl VmHandle {
         }
     }
 
+    /// Puts a tap (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`) behind network slot
+    /// `slot`, whose link comes up.
+    pub async fn connect_net(&self, slot: u8, tap: OwnedFd) -> Result<(), BackendError> {
+        self.change_backend(BackendChange::ConnectNet { slot }, Some(tap))
+            .await
+    }
+
+    /// Takes the link of network slot `slot` down and closes its tap.
+    pub async fn disconnect_net(&self, slot: u8) -> Result<(), BackendError> {
+        self.change_backend(BackendChange::DisconnectNet { slot }, None)
+            .await
+    }
+
+    /// Puts a regular file or a block device into block slot `slot`.
+    pub async fn connect_block(
+        &self,
+        slot: u8,
+        disk: OwnedFd,
+        read_only: bool,
+    ) -> Result<(), BackendError> {
+        self.change_backend(BackendChange::ConnectBlock { slot, read_only }, Some(disk))
+            .await
+    }
+
+    /// Empties block slot `slot` when its requests are done.
+    pub async fn disconnect_block(&self, slot: u8) -> Result<(), BackendError> {
+        self.change_backend(BackendChange::DisconnectBlock { slot }, None)
+            .await
+    }
+
+    async fn change_backend(
+        &self,
+        change: BackendChange,
+        backend: Option<OwnedFd>,
+    ) -> Result<(), BackendError> {
+        let (id, answer) = self.control.expect_answer();
+        let fds: Vec<_> = backend.iter().map(AsFd::as_fd).collect();
+        let request = VmmRequest::Backend { id, change };
+        if self.control.socket.send(&request, &fds).is_err() {
+            self.control.answers.lock().remove(&id);
+            return Err(BackendError::Ended(self.ended().await));
+        }
+        tokio::select! {
+            Ok(answer) = answer => answer.map_err(BackendError::Refused),
+            end = self.ended() => Err(BackendError::Ended(end)),
+        }
+    }
+
     fn request(&self, request: &VmmRequest) -> Result<(), ControlError> {
         self.control.socket.send(request, &[])
     }
@@ -276,11 +336,17 @@ impl VmHandle {
     }
 }
 
+/// A change of a slot's backend: made, or the VMM's reason why not.
+type Answer = Result<(), String>;
+
 /// The control socket, and the event loop's knowledge of when it has something.
 #[derive(Debug)]
 struct Control {
     socket: ControlSocket,
     readiness: UnixDatagram,
+    /// Who waits for the answer to which request.
+    answers: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    next_id: AtomicU64,
 }
 
 impl Control {
@@ -290,7 +356,17 @@ impl Control {
         Ok(Self {
             socket,
             readiness: UnixDatagram::from_std(watched)?,
+            answers: Mutex::default(),
+            next_id: AtomicU64::new(0),
         })
+    }
+
+    /// The number of a new request, and where its answer will come.
+    fn expect_answer(&self) -> (u64, oneshot::Receiver<Answer>) {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        self.answers.lock().insert(id, sender);
+        (id, answer)
     }
 
     async fn receive(&self) -> Result<Option<(VmmEvent, Vec<OwnedFd>)>, ControlError> {
@@ -406,6 +482,12 @@ impl Listener {
             (VmmEvent::Exited { reason, vm_exits }, _) => {
                 tracing::info!(?vm_exits, "VMM exited: {reason}");
                 return Ok(Some(LastWord::Exited(reason)));
+            }
+            (VmmEvent::Backend { id, refusal }, _) => {
+                let waiting = self.control.answers.lock().remove(&id);
+                let waiting = waiting.ok_or("an answer nobody has asked for")?;
+                // Who asked may have stopped waiting.
+                let _ = waiting.send(refusal.map_or(Ok(()), Err));
             }
             (VmmEvent::VsockConnection { port }, fd) => {
                 let stream = fd.and_then(|fd| stream(fd).ok());

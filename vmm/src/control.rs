@@ -41,6 +41,25 @@ pub enum VmmRequest {
     Resume,
     /// Take this much memory from the guest, MiB.
     SetBalloon { mib: u32 },
+    /// Change what is behind a slot; answered by [`VmmEvent::Backend`] with the
+    /// same `id`.
+    Backend { id: u64, change: BackendChange },
+}
+
+/// A change of what is behind a net or block slot. Slots of each kind are
+/// counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BackendChange {
+    /// A tap device is attached (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`): frames
+    /// flow and the link is up.
+    ConnectNet { slot: u8 },
+    /// The tap is closed and the link down.
+    DisconnectNet { slot: u8 },
+    /// A regular file or a block device is attached: the slot has its size.
+    ConnectBlock { slot: u8, read_only: bool },
+    /// Requests in flight are finished, the file is closed, the slot is empty.
+    DisconnectBlock { slot: u8 },
 }
 
 /// What a VMM tells its sandbox process.
@@ -54,6 +73,11 @@ pub enum VmmEvent {
     /// The guest has connected to a host port; the connection's end is attached.
     VsockConnection {
         port: u32,
+    },
+    /// The change that was asked for with this `id` is made, or why not.
+    Backend {
+        id: u64,
+        refusal: Option<String>,
     },
     /// The last message. `vm_exits` counts `KVM_RUN` returns by kind.
     Exited {

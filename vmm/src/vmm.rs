@@ -94,6 +94,10 @@ impl Director {
                 self.balloon.set_target_mib(mib);
                 Next::Continue
             }
+            Ok(Some((VmmRequest::Backend { id, .. }, _))) => self.tell(&VmmEvent::Backend {
+                id,
+                refusal: Some("slots have no data path yet".into()),
+            }),
             Err(ControlError::Socket(rustix::io::Errno::AGAIN)) => Next::Continue,
             Err(error) => self.end(ExitReason::Vmm(format!("bad control message: {error}"))),
         }
