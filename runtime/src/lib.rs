@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod hooks;
 pub mod image;
 pub mod process;
 pub mod sandbox;

@@ -12,6 +12,9 @@ use thiserror::Error;
 /// itself; elsewhere anyone who writes a pod could set them.
 pub const OWN_NAMESPACE: &str = "lazaret";
 
+/// Sandboxes of `lazaret-oci`: one container each, whose end is theirs.
+pub const OCI_NAMESPACE: &str = "oci";
+
 const VCPUS: &str = "dev.lazaret.vcpus";
 const MEMORY_MIB: &str = "dev.lazaret.memory-mib";
 const LOG_PATH: &str = "dev.lazaret.log-path";

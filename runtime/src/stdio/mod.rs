@@ -6,6 +6,7 @@
 //! gone is done without; where there is none, the FIFO is the output's only
 //! place, and the process waits for an engine that comes back.
 
+pub mod handover;
 mod json_log;
 
 use std::io;
