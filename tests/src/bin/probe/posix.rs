@@ -24,6 +24,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("read, write, append, truncate", contents),
     ("mode, owner, times", attributes),
     ("extended attributes", extended_attributes),
+    ("access control lists", access_control_list),
     ("hard links and symbolic links", links),
     ("rename, RENAME_NOREPLACE, RENAME_EXCHANGE", renames),
     ("unlinked file stays readable", unlinked),
@@ -141,6 +142,35 @@ fn extended_attributes(directory: &Path) -> anyhow::Result<()> {
     rustix::fs::removexattr(&path, "user.colour").context("remove")?;
     let gone = rustix::fs::getxattr(&path, "user.colour", &mut value);
     ensure!(gone == Err(Errno::NODATA), "after removal: {gone:?}");
+    Ok(())
+}
+
+/// The attribute's form: a version, then tag, permissions and id of each entry
+/// (Linux, include/uapi/linux/posix_acl_xattr.h).
+fn access_control_list(directory: &Path) -> anyhow::Result<()> {
+    const NO_ID: u32 = u32::MAX;
+    let path = directory.join("file");
+    create(&path)?;
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, 0o6, NO_ID), // the owner
+        (0x02, 0o6, 1234),  // a user
+        (0x04, 0o4, NO_ID), // the owning group
+        (0x10, 0o6, NO_ID), // the mask
+        (0x20, 0o0, NO_ID), // others
+    ];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    let name = "system.posix_acl_access";
+    rustix::fs::setxattr(&path, name, &list, XattrFlags::empty()).context("set")?;
+    let mut value = [0; 256];
+    let length = rustix::fs::getxattr(&path, name, &mut value).context("get")?;
+    ensure!(value[..length] == list, "what was set is not what is there");
+    let mode = fs::metadata(&path)?.mode() & 0o777;
+    ensure!(mode == 0o660, "the mode {mode:o} does not follow the mask");
     Ok(())
 }
 
