@@ -6,7 +6,7 @@
 //!     └────────────┴──────────────────▲
 //! ```
 //! [`Sandbox::run`] (in `life.rs`) takes the microVM through these phases, and
-//! is the only place that ends it; requests (in `request.rs`) wait for the phase
+//! is the only place that ends it; requests (in `request/`) wait for the phase
 //! they need. A request's work goes on when its client has gone.
 
 pub mod cgroup;

@@ -1,0 +1,169 @@
+//! A container's life: made, paused, forgotten.
+
+use std::sync::Arc;
+
+use ttrpc::Code;
+
+use super::{CreateRequest, Target, read_spec};
+use crate::agent::AgentError;
+use crate::container::Container;
+use crate::process::{Exit, Process, Stage};
+use crate::sandbox::id::{ContainerId, ExecId};
+use crate::sandbox::mounts::kind_of;
+use crate::sandbox::plan::{ContainerPlan, plan_container};
+use crate::sandbox::{Chain, Close, Event, Sandbox, SandboxError};
+use crate::stdio::{HostEnds, JsonLog, StdioPaths};
+
+impl Sandbox {
+    /// Makes a container up to its process's execve. Returns its pid.
+    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32, SandboxError> {
+        let id = request.id.clone();
+        let process = Process::new(request.stdio.clone());
+        let container = Arc::new(Container::new(id.clone(), request.bundle.clone(), process));
+        match self.containers().entry(id.clone()) {
+            std::collections::btree_map::Entry::Occupied(_) => {
+                return Err(SandboxError::ContainerExists(id));
+            }
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(Arc::clone(&container));
+            }
+        }
+        let made = self.make_container(&container, request).await;
+        if let Err(err) = made {
+            container.init.stopped(Exit::died(Chain(&err).to_string()));
+            self.unmount(&container);
+            self.containers().remove(&id);
+            self.changed();
+            return Err(err);
+        }
+        self.changed();
+        self.publish(Event::Create { container: id });
+        Ok(self.pid().unwrap_or_default())
+    }
+
+    async fn make_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        request: CreateRequest,
+    ) -> Result<(), SandboxError> {
+        let id = &request.id;
+        let spec = read_spec(&request.bundle)?;
+        let namespace = &self.setup.namespace;
+        let plan = plan_container(id, spec, namespace, &request.bundle, kind_of)?;
+        let ContainerPlan {
+            spec,
+            mounts,
+            root,
+            rootfs,
+            terminal,
+            annotations,
+        } = plan;
+        let log = match &annotations.log_path {
+            Some(path) => Some(JsonLog::open(path).map_err(|source| SandboxError::Log {
+                path: path.clone(),
+                source,
+            })?),
+            None => None,
+        };
+        let stdio = StdioPaths {
+            terminal,
+            ..request.stdio
+        };
+        let ends = HostEnds::open(&stdio, log.as_ref())?;
+        // While the guest boots.
+        let shared = self.prepared().await?;
+        let mounted = shared.mount_container(id, &root, &rootfs, &request.rootfs, &mounts)?;
+        *container.mounts() = Some(mounted);
+        let spec_json = spec.to_string().into_bytes();
+
+        let agent = self.agent().await?;
+        let (streams, stdio) = ends.connect(&self.guest_ports).await?;
+        agent
+            .create_container(id.as_str(), &request.bundle, spec_json, stdio)
+            .await?;
+        container.init.created(streams);
+        let target = Target {
+            container: Arc::clone(container),
+            exec: None,
+            process: Arc::clone(&container.init),
+        };
+        let close_at_end = annotations.auto_shutdown;
+        tokio::spawn(Arc::clone(self).attend(agent, target, close_at_end));
+        Ok(())
+    }
+
+    pub async fn set_paused(&self, id: &ContainerId, pause: bool) -> Result<(), SandboxError> {
+        let container = self.container(id)?;
+        container.init.must_be_alive()?;
+        let agent = self.agent().await?;
+        if pause {
+            agent.pause(id.as_str()).await?;
+        } else {
+            agent.resume(id.as_str()).await?;
+        }
+        container.set_paused(pause);
+        self.changed();
+        let container = id.clone();
+        self.publish(if pause {
+            Event::Paused { container }
+        } else {
+            Event::Resumed { container }
+        });
+        Ok(())
+    }
+
+    /// Forgets an ended container, or an ended process of one.
+    pub async fn delete(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<Exit, SandboxError> {
+        let target = self.target(id, exec)?;
+        let never_made = target.process.stage() == Stage::Creating && exec.is_some();
+        let exit = if never_made {
+            Exit::died("it was never started".to_owned())
+        } else {
+            target.process.must_be_stopped()?
+        };
+        if let Some(agent) = self.agent_now().filter(|_| !never_made) {
+            match agent.delete(target.name()).await {
+                Ok(())
+                | Err(AgentError::Refused {
+                    code: Code::NOT_FOUND,
+                    ..
+                }) => {}
+                // What it holds in the guest ends with the guest.
+                Err(err) => tracing::warn!("the agent has not forgotten {id}: {}", Chain(&err)),
+            }
+        }
+        if let Some(exec) = exec {
+            target.container.execs().remove(exec);
+        } else {
+            self.unmount(&target.container);
+            self.containers().remove(id);
+        }
+        self.changed();
+        self.publish(Event::Delete {
+            container: id.clone(),
+            exec: exec.cloned(),
+        });
+        Ok(exit)
+    }
+
+    fn unmount(&self, container: &Container) {
+        let mounts = container.mounts().take();
+        if let (Some(shared), Some(mounts)) = (self.shared.get(), mounts)
+            && let Err(err) = shared.unmount_container(mounts)
+        {
+            tracing::error!("{}", Chain(&err));
+        }
+    }
+
+    /// Ends the sandbox unless there are containers left; `now` asks no such
+    /// question.
+    pub fn shut_down(&self, now: bool) {
+        if now || self.containers().is_empty() {
+            self.close(Close::Shutdown);
+        }
+    }
+}

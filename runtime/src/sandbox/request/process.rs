@@ -1,0 +1,247 @@
+//! Processes of a container, its own and those added to it: started, attended to
+//! until they have ended and their output is delivered, signalled.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ttrpc::Code;
+
+use super::{ExecRequest, Target};
+use crate::agent::{AgentClient, AgentError};
+use crate::container::Exec;
+use crate::process::{Exit, Process};
+use crate::sandbox::id::{ContainerId, ExecId};
+use crate::sandbox::{CLOSING_GRACE, Chain, Close, Event, Fault, Sandbox, SandboxError};
+use crate::stdio::HostEnds;
+
+/// SIGKILL: an agent that does not deliver it is no longer of use.
+const SIGKILL: u32 = 9;
+
+/// Exit status of a process whose executable could not be started.
+const CANNOT_EXECUTE: u32 = 126;
+const NOT_FOUND: u32 = 127;
+const OWN_ERROR: u32 = 125;
+
+impl Sandbox {
+    /// Adds a process to a container; it is made when it is started.
+    pub fn exec(&self, request: ExecRequest) -> Result<(), SandboxError> {
+        let container = self.container(&request.container)?;
+        container.init.must_be_alive()?;
+        let exec = Arc::new(Exec {
+            process: Arc::new(Process::new(request.stdio)),
+            spec_json: request.spec_json,
+        });
+        match container.execs().entry(request.exec.clone()) {
+            std::collections::btree_map::Entry::Occupied(_) => {
+                return Err(SandboxError::ExecExists {
+                    container: request.container,
+                    exec: request.exec,
+                });
+            }
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(exec);
+            }
+        }
+        self.publish(Event::ExecAdded {
+            container: request.container,
+            exec: request.exec,
+        });
+        Ok(())
+    }
+
+    /// Lets the container's process, or one added to it, run.
+    pub async fn start(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<u32, SandboxError> {
+        let agent = self.agent().await?;
+        let target = match exec {
+            None => self.target(id, None)?,
+            Some(exec) => self.make_process(&agent, id, exec).await?,
+        };
+        target.process.must_be_created()?;
+        target.process.starting();
+        if let Err(err) = agent.start_process(target.name()).await {
+            target.process.stopped(Exit {
+                status: status_of_failed_start(&err),
+                at: SystemTime::now(),
+                reason: Some(err.to_string()),
+                oom_killed: false,
+            });
+            self.changed();
+            return Err(err.into());
+        }
+        target.process.started();
+        self.changed();
+        let container = id.clone();
+        self.publish(match exec {
+            None => Event::Start { container },
+            Some(exec) => Event::ExecStarted {
+                container,
+                exec: exec.clone(),
+            },
+        });
+        Ok(self.pid().unwrap_or_default())
+    }
+
+    async fn make_process(
+        self: &Arc<Self>,
+        agent: &AgentClient,
+        id: &ContainerId,
+        exec: &ExecId,
+    ) -> Result<Target, SandboxError> {
+        let target = self.target(id, Some(exec))?;
+        let spec_json = {
+            let execs = target.container.execs();
+            execs.get(exec).map(|exec| exec.spec_json.clone())
+        };
+        let made = async {
+            let ends = HostEnds::open(&target.process.stdio, None)?;
+            let (streams, stdio) = ends.connect(&self.guest_ports).await?;
+            agent
+                .create_process(target.name(), spec_json.unwrap_or_default(), stdio)
+                .await?;
+            Ok::<_, SandboxError>(streams)
+        };
+        match made.await {
+            Ok(streams) => {
+                target.process.created(streams);
+                let attended = self.target(id, Some(exec))?;
+                tokio::spawn(Arc::clone(self).attend(agent.clone(), attended, false));
+                Ok(target)
+            }
+            Err(err) => {
+                let status = match &err {
+                    SandboxError::Agent(err) => status_of_failed_start(err),
+                    _ => OWN_ERROR,
+                };
+                target.process.stopped(Exit {
+                    status,
+                    at: SystemTime::now(),
+                    reason: Some(Chain(&err).to_string()),
+                    oom_killed: false,
+                });
+                Err(err)
+            }
+        }
+    }
+
+    /// Waits for a process's end, and for its output to be delivered.
+    pub(super) async fn attend(
+        self: Arc<Self>,
+        agent: AgentClient,
+        target: Target,
+        close_at_end: bool,
+    ) {
+        let exit = tokio::select! {
+            reply = agent.wait_process(target.name()) => match reply {
+                Ok(reply) => Exit {
+                    status: reply.exit_status.min(255),
+                    at: SystemTime::now(),
+                    reason: None,
+                    oom_killed: reply.oom_killed,
+                },
+                Err(err) => {
+                    self.fail(match err {
+                        AgentError::Lost => Fault::AgentLost,
+                        err => Fault::Misbehaved(format!(
+                            "the agent cannot say how a process ended: {}",
+                            Chain(&err)
+                        )),
+                    });
+                    Exit::died(self.ended().await.to_string())
+                }
+            },
+            reason = self.ended() => Exit::died(reason.to_string()),
+        };
+        if let Some(streams) = target.process.take_streams() {
+            tokio::select! {
+                () = streams.finish() => {}
+                () = self.out_of_time() => tracing::warn!("undelivered output is dropped"),
+            }
+        }
+        let oom_killed = exit.oom_killed;
+        if !target.process.stopped(exit.clone()) {
+            return;
+        }
+        self.changed();
+        let container = target.container.id.clone();
+        if oom_killed {
+            self.publish(Event::Oom {
+                container: container.clone(),
+            });
+        }
+        self.publish(Event::Exit {
+            container,
+            exec: target.exec,
+            exit,
+        });
+        if close_at_end {
+            self.close(Close::Quit);
+        }
+    }
+
+    /// Output is waited for as long as its reader likes, until the end of all.
+    async fn out_of_time(&self) {
+        self.close_asked().await;
+        tokio::time::sleep(CLOSING_GRACE / 2).await;
+    }
+
+    pub async fn wait(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<Exit, SandboxError> {
+        let target = self.target(id, exec)?;
+        Ok(target.process.wait().await)
+    }
+
+    pub async fn kill(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), SandboxError> {
+        let target = self.target(id, exec)?;
+        if target.process.exit().is_some() {
+            return Err(SandboxError::AlreadyEnded);
+        }
+        target.process.must_be_alive()?;
+        let agent = self.agent().await?;
+        let result = agent.signal(target.name(), signal, all).await;
+        if signal == SIGKILL && matches!(result, Err(AgentError::Deadline(_))) {
+            let what = "the agent did not kill a process when told to".to_owned();
+            self.fail(Fault::Misbehaved(what));
+            return Ok(());
+        }
+        Ok(result?)
+    }
+
+    pub async fn resize(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), SandboxError> {
+        let target = self.target(id, exec)?;
+        target.process.must_be_alive()?;
+        let agent = self.agent().await?;
+        Ok(agent.resize(target.name(), rows, columns).await?)
+    }
+
+    pub fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(), SandboxError> {
+        self.target(id, exec)?.process.close_stdin();
+        Ok(())
+    }
+}
+
+fn status_of_failed_start(err: &AgentError) -> u32 {
+    match err {
+        AgentError::Refused { code, .. } if *code == Code::NOT_FOUND => NOT_FOUND,
+        AgentError::Refused { code, .. } if *code == Code::PERMISSION_DENIED => CANNOT_EXECUTE,
+        _ => OWN_ERROR,
+    }
+}
