@@ -17,6 +17,7 @@ mod guest;
 pub mod init;
 pub mod log;
 mod loopback;
+pub mod network;
 pub mod power;
 mod reaper;
 pub mod sandbox;

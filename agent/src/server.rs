@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::failure::{Failure, Result};
+use crate::network::{HostDns, Network};
 use crate::power;
 use crate::sandbox::{self, Sandbox};
 
@@ -19,11 +20,15 @@ const SIGNAL_MAX: i32 = 64;
 #[derive(Debug)]
 struct Agent {
     sandbox: Arc<Sandbox>,
+    network: Network,
 }
 
 /// The service to register with a ttrpc server.
 pub fn service(sandbox: Arc<Sandbox>) -> HashMap<String, Service> {
-    agent_ttrpc::create_agent(Arc::new(Agent { sandbox }))
+    agent_ttrpc::create_agent(Arc::new(Agent {
+        sandbox,
+        network: Network::new(HostDns),
+    }))
 }
 
 #[async_trait]
@@ -42,6 +47,15 @@ impl agent_ttrpc::Agent for Agent {
         let mut reply = proto::SetupSandboxReply::new();
         reply.kernel_release = sandbox::kernel_release();
         Ok(reply)
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.network.configure(&request).await?;
+        Ok(proto::Empty::new())
     }
 
     async fn create_container(
