@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::container::{
-    CGROUP_PARENT, Container, ContainerId, Process, Reserved, Workshop, attach, exists,
+    CGROUP_PARENT, Container, ContainerId, Process, Request, Reserved, Workshop, attach, exists,
     new_file_system, parse_spec,
 };
 use crate::failure::{Code, Failure, OrFail, Result};
@@ -69,6 +69,7 @@ impl Sandbox {
     pub(crate) async fn create_container(
         &self,
         id: &str,
+        bundle: &str,
         spec_json: &[u8],
         stdio: &StdioRequest,
     ) -> Result<u32> {
@@ -79,7 +80,12 @@ impl Sandbox {
         let spec = parse_spec(spec_json)?;
         self.prepare(uses_shared_directory(&spec))?;
         let workshop = Arc::clone(&self.workshop);
-        let container = Container::create(workshop, id, &spec, spec_json, connections).await?;
+        let request = Request {
+            spec: &spec,
+            spec_json,
+            bundle,
+        };
+        let container = Container::create(workshop, id, request, connections).await?;
         let pid = container.process("")?.pid();
         tracing::info!(
             container = container.id().as_str(),

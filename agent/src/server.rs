@@ -66,7 +66,12 @@ impl agent_ttrpc::Agent for Agent {
         let mut reply = proto::CreateContainerReply::new();
         reply.guest_pid = self
             .sandbox
-            .create_container(&request.container_id, &request.spec_json, &request.stdio)
+            .create_container(
+                &request.container_id,
+                &request.bundle,
+                &request.spec_json,
+                &request.stdio,
+            )
             .await?;
         Ok(reply)
     }

@@ -11,8 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::failure::{Failure, OrFail, Result};
@@ -45,6 +44,15 @@ impl Sets {
             ambient: set(LinuxCapabilities::ambient),
         }
     }
+
+    fn apply(&self, kept: CapabilitySet) -> Result<()> {
+        let sets = CapabilitySets {
+            effective: self.effective | kept,
+            permitted: self.permitted | kept,
+            inheritable: self.inheritable,
+        };
+        set_capabilities(None, sets).or_fail(|| "set capabilities")
+    }
 }
 
 /// Descriptors that a process may open where the spec does not say: what most
@@ -75,33 +83,27 @@ pub(crate) fn set_rlimits(limits: &[PosixRlimit]) -> Result<()> {
 }
 
 /// Gives up the agent's identity. Capabilities are kept over the change of user and
-/// set at its end, when nothing needs the agent's any more.
-pub(crate) fn become_user(process: &Process) -> Result<()> {
+/// set at its end, when nothing needs the agent's any more; `kept` is given up by
+/// [`drop_kept`] alone.
+pub(crate) fn become_user(process: &Process, kept: CapabilitySet) -> Result<()> {
     let sets = Sets::of(process);
     drop_bounding(sets.bounding)?;
     set_keep_capabilities(true).or_fail(|| "keep capabilities over the change of user")?;
     change_ids(process.user())?;
     set_keep_capabilities(false).or_fail(|| "stop keeping capabilities")?;
-    let doing = || "set capabilities";
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: sets.effective,
-            permitted: sets.permitted,
-            inheritable: sets.inheritable,
-        },
-    )
-    .or_fail(doing)?;
+    sets.apply(kept)?;
     set_ambient(sets.ambient)?;
-    if process.no_new_privileges() == Some(true) {
-        set_no_new_privs(true).or_fail(|| "set no_new_privs")?;
-    }
     if let Some(mask) = process.user().umask() {
         umask(Mode::from_raw_mode(mask & 0o777));
     } else {
         umask(Mode::from_raw_mode(0o022));
     }
     Ok(())
+}
+
+/// Brings the capabilities to exactly those of the spec.
+pub(crate) fn drop_kept(process: &Process) -> Result<()> {
+    Sets::of(process).apply(CapabilitySet::empty())
 }
 
 fn drop_bounding(keep: CapabilitySet) -> Result<()> {

@@ -44,14 +44,18 @@ impl Program {
         })
     }
 
-    /// Replaces this process; returns only with the reason why it could not.
-    pub(crate) fn exec(&self) -> Failure {
+    /// Replaces this process; returns only with the reason why it could not. Nothing
+    /// but execve follows the last step: it may be what forbids most system calls.
+    pub(crate) fn exec(&self, last: impl FnOnce() -> Result<()>) -> Failure {
         let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
             let all = strings.iter().map(|string| string.as_ptr());
             all.chain([ptr::null()]).collect()
         };
         let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
         reset_signals();
+        if let Err(failure) = last() {
+            return failure;
+        }
         // SAFETY: all three are C strings or null-terminated arrays of them, owned by
         // `self` and the two vectors, which outlive the call.
         unsafe { libc::execve(self.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };

@@ -13,6 +13,8 @@
 mod credentials;
 mod device;
 mod exec;
+mod hooks;
+mod input;
 mod listing;
 mod mount;
 mod mount_options;
@@ -21,10 +23,13 @@ mod passwd;
 mod path;
 mod process;
 mod rootfs;
+mod scheduling;
+mod seccomp;
 mod spawn;
 mod spec;
 mod stage;
 mod sync;
+mod sysctl;
 mod terminal;
 
 use std::collections::HashMap;
@@ -33,7 +38,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
+use oci_spec::runtime::{
+    ExecCPUAffinity, Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec,
+};
 use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Signal;
@@ -44,8 +51,10 @@ pub(crate) use mount_options::Attributes;
 pub(crate) use process::Process;
 pub use stage::{is_stage, run as run_stage};
 
+use self::input::{Identity, Inherited, Joining};
 use self::process::Launch;
 use self::spawn::PidNamespace;
+use self::spec::Lsm;
 use crate::cgroup::{self, Cgroup, Stats};
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::reaper::Reaper;
@@ -91,13 +100,37 @@ pub(crate) struct Workshop {
 /// Parent of all containers' cgroups, below the mount of the hierarchy.
 pub(crate) const CGROUP_PARENT: &str = "lazaret";
 
+/// What of the container's spec its further processes are subject to.
+#[derive(Debug)]
+struct ForExecs {
+    inherited: Inherited,
+    lsm: Lsm,
+    oom_score_adj: Option<i32>,
+    cpu_affinity: Option<ExecCPUAffinity>,
+}
+
+impl ForExecs {
+    fn of(spec: &Spec, process: &ProcessSpec, linux: &Linux) -> Self {
+        Self {
+            inherited: Inherited {
+                seccomp: linux.seccomp().clone(),
+                personality: linux.personality().clone(),
+                has_time_namespace: spec::has_namespace(linux, LinuxNamespaceType::Time),
+            },
+            lsm: Lsm::of(spec),
+            oom_score_adj: process.oom_score_adj(),
+            cpu_affinity: process.exec_cpu_affinity().clone(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Container {
     id: ContainerId,
     workshop: Arc<Workshop>,
     cgroup: Arc<Cgroup>,
     first: Arc<Process>,
-    oom_score_adj: Option<i32>,
+    spec: ForExecs,
     /// A process under creation has its name here already.
     further: Mutex<HashMap<String, Option<Arc<Process>>>>,
 }
@@ -110,17 +143,33 @@ pub(crate) fn parse_spec(json: &[u8]) -> Result<Spec> {
     Ok(spec)
 }
 
+/// What a container is to be.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) spec: &'a Spec,
+    /// The same as it came.
+    pub(crate) spec_json: &'a [u8],
+    /// The bundle's path on the host.
+    pub(crate) bundle: &'a str,
+}
+
 impl Container {
     pub(crate) async fn create(
         workshop: Arc<Workshop>,
         id: ContainerId,
-        spec: &Spec,
-        spec_json: &[u8],
+        request: Request<'_>,
         connections: Connections,
     ) -> Result<Self> {
+        let spec = request.spec;
         let (Some(process), Some(linux)) = (spec.process(), spec.linux()) else {
             return Err(Failure::invalid("the spec has no process or no linux part"));
         };
+        let identity = Identity {
+            id: id.as_str().to_owned(),
+            bundle: request.bundle.to_owned(),
+        };
+        let input = identity.with_spec(request.spec_json)?;
+        sysctl::set_network(linux)?;
         let parent = workshop.cgroup_mount.join(CGROUP_PARENT);
         let cgroup = Cgroup::create(&parent.join(id.as_str()), linux.resources().as_ref())?;
         let cgroup = Arc::new(cgroup);
@@ -130,8 +179,9 @@ impl Container {
             program: workshop.program.as_fd(),
             reaper: &workshop.reaper,
             mode: stage::CREATE,
-            input: spec_json,
+            input: &input,
             terminal: process.terminal() == Some(true),
+            oom_score_adj: process.oom_score_adj().unwrap_or_default(),
             connections,
             cgroup: Arc::clone(&cgroup),
             start_in: cgroup.as_ref().as_fd(),
@@ -148,7 +198,7 @@ impl Container {
                 id,
                 cgroup,
                 first: Arc::new(first),
-                oom_score_adj: process.oom_score_adj(),
+                spec: ForExecs::of(spec, process, linux),
                 further: Mutex::default(),
                 workshop,
             }),
@@ -172,27 +222,25 @@ impl Container {
         }
         let mut process: ProcessSpec = serde_json::from_slice(process_json)
             .map_err(|error| Failure::invalid(format!("process spec: {error}")))?;
-        spec::check_process(&process)?;
-        if process.oom_score_adj().is_none() {
-            process.set_oom_score_adj(self.oom_score_adj);
+        spec::check_process(&process, self.spec.lsm)?;
+        if process.exec_cpu_affinity().is_none() {
+            process.set_exec_cpu_affinity(self.spec.cpu_affinity.clone());
         }
-        let input = serde_json::to_vec(&process)
-            .map_err(|error| Failure::internal(format!("encode a process spec: {error}")))?;
+        let joining = Joining {
+            process,
+            inherited: self.spec.inherited.clone(),
+        };
         let reserved = Reserved::new(&self.further, exec_id)
             .ok_or_else(|| exists(format!("process {exec_id} of container {}", self.id)))?;
-        let terminal = process.terminal() == Some(true);
-        let process = self.launch_further(&input, terminal, connections).await?;
+        let process = self.launch_further(&joining, connections).await?;
         let process = Arc::new(process);
         reserved.fill(Arc::clone(&process));
         Ok(process)
     }
 
-    async fn launch_further(
-        &self,
-        input: &[u8],
-        terminal: bool,
-        connections: Connections,
-    ) -> Result<Process> {
+    async fn launch_further(&self, joining: &Joining, connections: Connections) -> Result<Process> {
+        let process = &joining.process;
+        let score = process.oom_score_adj().or(self.spec.oom_score_adj);
         let pid = self.first.pid();
         let path = format!("/proc/{pid}/ns/pid");
         let namespace = open_read(Path::new(&path)).or_fail(|| format!("open {path}"))?;
@@ -203,8 +251,9 @@ impl Container {
             program: self.workshop.program.as_fd(),
             reaper: &self.workshop.reaper,
             mode: stage::EXEC,
-            input,
-            terminal,
+            input: &joining.encode()?,
+            terminal: process.terminal() == Some(true),
+            oom_score_adj: score.unwrap_or_default(),
             connections,
             cgroup: Arc::clone(&self.cgroup),
             start_in: start_in.as_fd(),

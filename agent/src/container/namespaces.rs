@@ -5,6 +5,8 @@
     reason = "unshare is unsafe to call with CLONE_FILES only"
 )]
 
+use std::fs;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
@@ -16,10 +18,11 @@ use rustix::thread::{
 };
 
 use crate::failure::{Failure, OrFail, Result};
-use crate::loopback;
 
-/// Enters all namespaces of the spec but the PID namespace, in which this process
-/// was born. Mount comes last: paths to join are the guest's.
+/// Enters the namespaces of the spec. The PID namespace was entered by birth, and the
+/// network is the guest's own, which nothing but this sandbox has: `linux.namespaces`
+/// names the place on the host that it is tied to. Mount comes last: paths to join
+/// are the guest's.
 pub(crate) fn enter(linux: &Linux) -> Result<()> {
     let wanted: Vec<_> = linux
         .namespaces()
@@ -36,10 +39,29 @@ pub(crate) fn enter(linux: &Linux) -> Result<()> {
         .fold(UnshareFlags::empty(), |all, (flag, _)| all | *flag);
     // SAFETY: none of the flags is CLONE_FILES, the one that descriptors depend on.
     unsafe { unshare_unsafe(new) }.or_fail(|| "make new namespaces")?;
-    if new.contains(UnshareFlags::NEWNET) {
-        loopback::up().or_fail(|| "bring the loopback up")?;
+    if new.contains(UnshareFlags::NEWTIME) {
+        enter_new_time(linux)?;
     }
     Ok(())
+}
+
+/// A new time namespace waits for the children of who made it; offsets are set before
+/// the first process is in it (`time_namespaces(7)`).
+fn enter_new_time(linux: &Linux) -> Result<()> {
+    let doing = || "set linux.timeOffsets";
+    let mut lines = Vec::new();
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
+        let (secs, nanos) = (offset.secs(), offset.nanosecs());
+        let (secs, nanos) = (secs.unwrap_or_default(), nanos.unwrap_or_default());
+        writeln!(lines, "{clock} {secs} {nanos}").or_fail(doing)?;
+    }
+    if !lines.is_empty() {
+        fs::write("/proc/self/timens_offsets", lines).or_fail(doing)?;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let path = "/proc/self/ns/time_for_children";
+    let namespace = openat(CWD, path, flags, Mode::empty()).or_fail(doing)?;
+    move_into_link_name_space(namespace.as_fd(), None).or_fail(|| "enter the time namespace")
 }
 
 fn flag(kind: LinuxNamespaceType) -> Option<UnshareFlags> {
@@ -48,9 +70,8 @@ fn flag(kind: LinuxNamespaceType) -> Option<UnshareFlags> {
         LinuxNamespaceType::Cgroup => UnshareFlags::NEWCGROUP,
         LinuxNamespaceType::Uts => UnshareFlags::NEWUTS,
         LinuxNamespaceType::Ipc => UnshareFlags::NEWIPC,
-        LinuxNamespaceType::Network => UnshareFlags::NEWNET,
-        // The spec check refuses user and time namespaces.
-        LinuxNamespaceType::Pid | LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+        LinuxNamespaceType::Time => UnshareFlags::NEWTIME,
+        LinuxNamespaceType::Pid | LinuxNamespaceType::User | LinuxNamespaceType::Network => {
             return None;
         }
     })
@@ -66,13 +87,15 @@ fn join(namespace: &LinuxNamespace) -> Result<()> {
     move_into_link_name_space(file.as_fd(), None).or_fail(doing)
 }
 
-/// Enters every namespace of a running container (its PID namespace was entered by birth).
-pub(crate) fn enter_container(pidfd: BorrowedFd<'_>) -> Result<()> {
-    let all = ThreadNameSpaceType::MOUNT
+/// Enters every namespace of a running container that a process is not born into.
+pub(crate) fn enter_container(pidfd: BorrowedFd<'_>, time: bool) -> Result<()> {
+    let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::NETWORK;
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
+    if time {
+        all |= ThreadNameSpaceType::TIME;
+    }
     move_into_thread_name_spaces(pidfd, all).or_fail(|| "join the container's namespaces")
 }
 

@@ -35,6 +35,7 @@ pub(super) struct Launch<'a> {
     /// The stage's input, JSON.
     pub(super) input: &'a [u8],
     pub(super) terminal: bool,
+    pub(super) oom_score_adj: i32,
     pub(super) connections: Connections,
     /// Watched for the OOM killer.
     pub(super) cgroup: Arc<Cgroup>,
@@ -91,7 +92,12 @@ impl Launch<'_> {
         };
         let spawned = stage.spawn()?;
         let status = self.reaper.expect(spawned.pid);
-        let stdio = match created(&socket, &mut pending).await {
+        let protected = set_oom_score(spawned.pid, self.oom_score_adj);
+        let made = match protected {
+            Ok(()) => created(&socket, &mut pending).await,
+            Err(failure) => Err(failure),
+        };
+        let stdio = match made {
             Ok(stdio) => Arc::new(stdio),
             Err(failure) => {
                 // Dead already, or soon: the status must be collected either way.
@@ -264,6 +270,13 @@ impl Process {
     pub(super) fn abandon_stdio(&self) {
         self.stdio.abort();
     }
+}
+
+/// From outside, as a process with a user namespace may not lower its own score. The
+/// agent's, which protects it, must not pass on.
+fn set_oom_score(pid: Pid, score: i32) -> Result<()> {
+    let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+    std::fs::write(path, score.to_string()).or_fail(|| format!("set oom_score_adj {score}"))
 }
 
 fn input_file(input: &[u8]) -> Result<OwnedFd> {

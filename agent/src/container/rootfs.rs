@@ -5,22 +5,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{Linux, Spec};
-use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
 };
 use rustix::process::{fchdir, pivot_root};
 
-use super::device;
 use super::mount::{
     Reach, clone_tree, make_read_only, mask, mount, set_attributes, set_propagation,
 };
 use super::mount_options::{Attributes, Propagation};
 use super::path::Root;
+use super::{device, sysctl};
 use crate::failure::{Failure, OrFail, Result};
-
-/// `PROC_SUPER_MAGIC` of linux/magic.h.
-const PROC_MAGIC: i64 = 0x9fa0;
 
 /// Builds the root below `root.path` and makes it the root of this process, which
 /// has a mount namespace of its own by now.
@@ -79,9 +76,7 @@ fn pivot(tree: BorrowedFd<'_>) -> Result<()> {
 /// the paths that become read-only.
 pub(crate) fn seal(spec: &Spec, linux: &Linux) -> Result<()> {
     let root = Root::of_process()?;
-    for (key, value) in linux.sysctl().iter().flatten() {
-        write_sysctl(&root, key, value)?;
-    }
+    sysctl::set(&root, linux)?;
     for path in linux.readonly_paths().iter().flatten() {
         make_read_only(&root, Path::new(path))?;
     }
@@ -106,45 +101,4 @@ pub(crate) fn seal(spec: &Spec, linux: &Linux) -> Result<()> {
             .or_fail(|| "make the container root read-only")?;
     }
     Ok(())
-}
-
-fn write_sysctl(root: &Root, key: &str, value: &str) -> Result<()> {
-    let path = sysctl_path(key);
-    let doing = || format!("set sysctl {key}");
-    let file = root.open(Path::new(&path), OFlags::WRONLY).or_fail(doing)?;
-    // An image that puts files of its own at /proc/sys must not be taken for the kernel.
-    if fstatfs(&file).or_fail(doing)?.f_type != PROC_MAGIC {
-        return Err(Failure::invalid(format!(
-            "set sysctl {key}: /proc of the container is not the proc file system"
-        )));
-    }
-    rustix::io::write(&file, value.as_bytes()).or_fail(doing)?;
-    Ok(())
-}
-
-/// `net.ipv4.conf.eth0/1.forwarding` names `net/ipv4/conf/eth0.1/forwarding`.
-fn sysctl_path(key: &str) -> String {
-    let swapped = key.chars().map(|character| match character {
-        '.' => '/',
-        '/' => '.',
-        other => other,
-    });
-    "/proc/sys/".chars().chain(swapped).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sysctl_names_become_paths() {
-        assert_eq!(
-            sysctl_path("net.ipv4.ip_forward"),
-            "/proc/sys/net/ipv4/ip_forward"
-        );
-        assert_eq!(
-            sysctl_path("net.ipv4.conf.eth0/1.forwarding"),
-            "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
-        );
-    }
 }

@@ -1,11 +1,50 @@
 //! Refuses, by name and before anything is made, each setting of the OCI spec that
 //! this agent cannot honour. What this lets through is applied in full.
+//!
+//! Hooks of the host's side are not for the agent to judge: the host has run them, or
+//! will. `linux.cgroupsPath` likewise names a place on the host.
 
 use std::collections::HashMap;
+use std::path::Path;
 
-use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Mount, Process, Spec,
+};
 
+use super::sysctl;
 use crate::failure::{Failure, Result};
+
+/// Annotation by which a caller agrees to do without the host's `AppArmor` or `SELinux`
+/// in the guest.
+const IGNORE_LSM: &str = "dev.lazaret.ignore-lsm";
+
+/// What to do about a profile or label of a security module: the guest kernel has
+/// none of those that take them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lsm {
+    Refuse,
+    Ignore,
+}
+
+impl Lsm {
+    pub(crate) fn of(spec: &Spec) -> Self {
+        let annotations = spec.annotations().as_ref();
+        match annotations.and_then(|all| all.get(IGNORE_LSM)) {
+            Some(value) if value == "true" => Self::Ignore,
+            _ => Self::Refuse,
+        }
+    }
+
+    fn check(self, setting: &str, value: Option<&String>, way_out: &str) -> Result<()> {
+        match value.filter(|value| !value.is_empty() && *value != "unconfined") {
+            Some(value) if self == Self::Refuse => Err(Failure::unsupported(format!(
+                "{setting} {value:?} (the microVM confines the container and its kernel has no \
+                 such module: {way_out}, or do without by annotation {IGNORE_LSM}=true)"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
 
 pub(crate) fn check(spec: &Spec) -> Result<()> {
     let process = spec
@@ -20,76 +59,106 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
     refuse("windows", spec.windows().is_some())?;
     refuse("vm", spec.vm().is_some())?;
     refuse("zos", spec.zos().is_some())?;
-    check_hooks(spec.hooks().as_ref())?;
     for mount in spec.mounts().iter().flatten() {
         check_mount(mount)?;
     }
-    check_process(process)?;
-    check_linux(linux)
+    let lsm = Lsm::of(spec);
+    check_process(process, lsm)?;
+    let label = linux.mount_label().as_ref();
+    lsm.check("linux.mountLabel", label, LABEL_WAY_OUT)?;
+    check_linux(linux)?;
+    sysctl::check(linux)
 }
 
-pub(crate) fn check_process(process: &Process) -> Result<()> {
+const LABEL_WAY_OUT: &str = "use --security-opt label=disable";
+const PROFILE_WAY_OUT: &str = "use --security-opt apparmor=unconfined";
+
+pub(crate) fn check_process(process: &Process, lsm: Lsm) -> Result<()> {
+    let profile = process.apparmor_profile().as_ref();
+    lsm.check("process.apparmorProfile", profile, PROFILE_WAY_OUT)?;
+    let label = process.selinux_label().as_ref();
+    lsm.check("process.selinuxLabel", label, LABEL_WAY_OUT)?;
     let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    refuse("process.apparmorProfile", named(process.apparmor_profile()))?;
-    refuse("process.selinuxLabel", named(process.selinux_label()))?;
-    refuse("process.ioPriority", process.io_priority().is_some())?;
-    refuse("process.scheduler", process.scheduler().is_some())?;
-    refuse(
-        "process.execCPUAffinity",
-        process.exec_cpu_affinity().is_some(),
-    )?;
     refuse("process.commandLine", named(process.command_line()))?;
-    refuse("process.user.username", named(process.user().username()))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Failure::invalid("process.args is empty"));
+    }
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (place, limit) in limits.iter().enumerate() {
+        if limits
+            .iter()
+            .take(place)
+            .any(|other| other.typ() == limit.typ())
+        {
+            return Err(Failure::invalid(format!(
+                "process.rlimits has {} twice",
+                limit.typ()
+            )));
+        }
     }
     Ok(())
 }
 
 fn check_linux(linux: &Linux) -> Result<()> {
-    let some = |list: Option<usize>| list.is_some_and(|length| length > 0);
-    let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    for namespace in linux.namespaces().iter().flatten() {
-        match namespace.typ() {
-            LinuxNamespaceType::User => return Err(Failure::unsupported("a user namespace")),
-            LinuxNamespaceType::Time => return Err(Failure::unsupported("a time namespace")),
-            LinuxNamespaceType::Mount if namespace.path().is_some() => {
-                return Err(Failure::unsupported("joining a mount namespace"));
-            }
-            _ => {}
+    check_namespaces(linux)?;
+    refuse("linux.intelRdt", linux.intel_rdt().is_some())?;
+    refuse("linux.memoryPolicy", linux.memory_policy().is_some())?;
+    refuse("linux.netDevices", is_filled(linux.net_devices().as_ref()))?;
+    let flags = linux.personality().as_ref().map(LinuxPersonality::flags);
+    refuse(
+        "linux.personality.flags",
+        flags.is_some_and(|flags| flags.as_ref().is_some_and(|list| !list.is_empty())),
+    )
+}
+
+fn check_namespaces(linux: &Linux) -> Result<()> {
+    let all = linux.namespaces().as_deref().unwrap_or_default();
+    for (place, namespace) in all.iter().enumerate() {
+        let kind = namespace.typ();
+        if all.iter().take(place).any(|other| other.typ() == kind) {
+            return Err(Failure::invalid(format!(
+                "linux.namespaces has {kind} twice"
+            )));
+        }
+        let unjoinable = [
+            LinuxNamespaceType::Mount,
+            LinuxNamespaceType::User,
+            LinuxNamespaceType::Time,
+        ];
+        if namespace.path().is_some() && unjoinable.contains(&kind) {
+            return Err(Failure::unsupported(format!("joining a {kind} namespace")));
         }
     }
-    let has_mount = linux
-        .namespaces()
-        .iter()
-        .flatten()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
-    if !has_mount {
+    if !has_namespace(linux, LinuxNamespaceType::Mount) {
         return Err(Failure::unsupported(
             "a container without a mount namespace",
         ));
     }
     refuse(
+        "a user namespace",
+        has_namespace(linux, LinuxNamespaceType::User),
+    )?;
+    let maps = [linux.uid_mappings(), linux.gid_mappings()];
+    refuse(
         "linux.uidMappings",
-        some(linux.uid_mappings().as_ref().map(Vec::len)),
+        maps.iter()
+            .any(|map| map.as_ref().is_some_and(|map| !map.is_empty())),
     )?;
-    refuse(
-        "linux.gidMappings",
-        some(linux.gid_mappings().as_ref().map(Vec::len)),
-    )?;
-    refuse("linux.seccomp", linux.seccomp().is_some())?;
-    refuse("linux.mountLabel", named(linux.mount_label()))?;
-    refuse("linux.intelRdt", linux.intel_rdt().is_some())?;
-    refuse("linux.memoryPolicy", linux.memory_policy().is_some())?;
-    refuse("linux.personality", linux.personality().is_some())?;
-    refuse(
-        "linux.timeOffsets",
-        some(linux.time_offsets().as_ref().map(HashMap::len)),
-    )?;
-    refuse(
-        "linux.netDevices",
-        some(linux.net_devices().as_ref().map(HashMap::len)),
-    )
+    if is_filled(linux.time_offsets().as_ref()) && !has_namespace(linux, LinuxNamespaceType::Time) {
+        return Err(Failure::invalid(
+            "linux.timeOffsets needs a time namespace in linux.namespaces",
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn has_namespace(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+    let mut all = linux.namespaces().iter().flatten();
+    all.any(|namespace: &LinuxNamespace| namespace.typ() == kind)
+}
+
+fn is_filled<T>(map: Option<&HashMap<String, T>>) -> bool {
+    map.is_some_and(|map| !map.is_empty())
 }
 
 fn check_mount(mount: &Mount) -> Result<()> {
@@ -104,27 +173,11 @@ fn check_mount(mount: &Mount) -> Result<()> {
     // A mount inside /proc could make the container believe anything of itself; only
     // whole proc file systems have a place there.
     let inside_proc = mount.destination().starts_with("/proc")
-        && mount.destination().as_path() != std::path::Path::new("/proc");
+        && mount.destination().as_path() != Path::new("/proc");
     refuse(
         &format!("a mount on {}", mount.destination().display()),
         inside_proc,
     )
-}
-
-fn check_hooks(hooks: Option<&Hooks>) -> Result<()> {
-    let Some(hooks) = hooks else { return Ok(()) };
-    let kinds = [
-        ("hooks.prestart", hooks.prestart()),
-        ("hooks.createRuntime", hooks.create_runtime()),
-        ("hooks.createContainer", hooks.create_container()),
-        ("hooks.startContainer", hooks.start_container()),
-        ("hooks.poststart", hooks.poststart()),
-        ("hooks.poststop", hooks.poststop()),
-    ];
-    for (name, list) in kinds {
-        refuse(name, list.as_ref().is_some_and(|list| !list.is_empty()))?;
-    }
-    Ok(())
 }
 
 fn refuse(setting: &str, present: bool) -> Result<()> {
@@ -137,20 +190,32 @@ fn refuse(setting: &str, present: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::failure::Code;
 
-    fn checked(json: serde_json::Value) -> Result<()> {
+    fn checked(json: Value) -> Result<()> {
         check(&serde_json::from_value(json).expect("a spec"))
     }
 
-    fn spec() -> serde_json::Value {
-        serde_json::json!({
+    fn spec() -> Value {
+        json!({
             "ociVersion": "1.2.0",
             "root": { "path": "/r" },
             "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["true"] },
             "linux": { "namespaces": [{ "type": "mount" }] },
         })
+    }
+
+    fn with(pointer: &str, value: Value) -> Value {
+        let mut spec = spec();
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+        spec.pointer_mut(parent)
+            .and_then(Value::as_object_mut)
+            .expect("an object")
+            .insert(key.to_owned(), value);
+        spec
     }
 
     #[test]
@@ -161,27 +226,59 @@ mod tests {
     #[test]
     fn unsupported_settings_are_named() {
         let cases = [
-            ("/process/apparmorProfile", serde_json::json!("x")),
+            ("/process/apparmorProfile", json!("docker-default")),
             (
-                "/linux/seccomp",
-                serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" }),
+                "/process/selinuxLabel",
+                json!("system_u:system_r:container_t:s0"),
             ),
-            ("/linux/mountLabel", serde_json::json!("x")),
+            ("/linux/mountLabel", json!("x")),
+            ("/linux/intelRdt", json!({ "closID": "x" })),
+            ("/linux/netDevices", json!({ "eth0": {} })),
             (
-                "/hooks",
-                serde_json::json!({ "poststop": [{ "path": "/bin/true" }] }),
+                "/linux/personality",
+                json!({ "domain": "LINUX", "flags": ["x"] }),
             ),
+            ("/vm", json!({ "kernel": { "path": "/k" } })),
         ];
         for (pointer, value) in cases {
-            let mut spec = spec();
-            let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
-            spec.pointer_mut(parent)
-                .and_then(serde_json::Value::as_object_mut)
-                .expect("an object")
-                .insert(key.to_owned(), value);
-            let failure = checked(spec).expect_err(pointer);
+            let failure = checked(with(pointer, value)).expect_err(pointer);
+            let key = pointer.rsplit('/').next().expect("a key");
             assert_eq!(failure.code, Code::Unimplemented, "{pointer}");
             assert!(failure.message.contains(key), "{pointer}: {failure}");
+        }
+    }
+
+    #[test]
+    fn hooks_of_the_hosts_side_are_left_to_it() {
+        let hook = json!([{ "path": "/bin/true" }]);
+        let hooks = json!({ "prestart": hook, "createRuntime": hook, "createContainer": hook,
+                            "poststart": hook, "poststop": hook });
+        assert_eq!(checked(with("/hooks", hooks)), Ok(()));
+    }
+
+    #[test]
+    fn labels_are_ignored_where_the_caller_agrees() {
+        let mut spec = with("/process/apparmorProfile", json!("docker-default"));
+        spec["linux"]["mountLabel"] = json!("x");
+        spec["annotations"] = json!({ IGNORE_LSM: "true" });
+        assert_eq!(checked(spec), Ok(()));
+        assert_eq!(
+            checked(with("/process/apparmorProfile", json!("unconfined"))),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn what_says_a_thing_twice_is_invalid() {
+        let limit = json!({ "type": "RLIMIT_NOFILE", "soft": 1, "hard": 1 });
+        let namespaces = json!([{ "type": "mount" }, { "type": "uts" }, { "type": "uts" }]);
+        for (pointer, value) in [
+            ("/process/rlimits", json!([limit, limit])),
+            ("/linux/namespaces", namespaces),
+            ("/linux/timeOffsets", json!({ "monotonic": { "secs": 1 } })),
+        ] {
+            let failure = checked(with(pointer, value)).expect_err(pointer);
+            assert_eq!(failure.code, Code::InvalidArgument, "{pointer}");
         }
     }
 }

@@ -12,19 +12,22 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxPersonality, Process, Spec};
 use rustix::fs::{FileType, OFlags, Uid, fchown, fcntl_setfl, fstat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
+use rustix::thread::{CapabilitySet, set_no_new_privs};
 
 use super::exec::{Program, change_directory};
+use super::input::{Identity, Joining, decode_creation};
 use super::mount::open_null;
 use super::path::Root;
+use super::seccomp::Filter;
 use super::spawn::{CONTAINER_PIDFD, INPUT_FD, SYNC_FD};
 use super::sync::StageSocket;
 use super::terminal::Terminal;
-use super::{credentials, device, namespaces, passwd, rootfs};
+use super::{credentials, device, hooks, namespaces, passwd, rootfs, scheduling};
 use crate::failure::{Failure, OrFail, Result};
 
 /// Makes a container and becomes its first process.
@@ -34,7 +37,7 @@ pub(crate) const EXEC: &std::ffi::CStr = c"exec";
 
 /// Runs the stage. It has no output of its own: all it has to say goes to the agent.
 pub fn run(mode: Option<&OsStr>) -> ExitCode {
-    let Ok(socket) = inherited(SYNC_FD) else {
+    let Ok(socket) = inherited_fd(SYNC_FD) else {
         return ExitCode::FAILURE;
     };
     let sync = StageSocket::new(socket);
@@ -43,7 +46,7 @@ pub fn run(mode: Option<&OsStr>) -> ExitCode {
         Some("exec") => join(&sync),
         _ => Err(Failure::invalid("unknown container stage")),
     };
-    let failure = match ready.and_then(|process| start(&sync, &process)) {
+    let failure = match ready.and_then(|ready| start(&sync, &ready)) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,
     };
@@ -52,12 +55,26 @@ pub fn run(mode: Option<&OsStr>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn create(sync: &StageSocket) -> Result<Process> {
-    let spec: Spec = read_input()?;
+/// What is left to do at the start.
+struct Ready {
+    process: Process,
+    filter: Option<Filter>,
+    personality: Option<LinuxPersonality>,
+    role: Role,
+}
+
+enum Role {
+    First { spec: Box<Spec>, identity: Identity },
+    Further,
+}
+
+fn create(sync: &StageSocket) -> Result<Ready> {
+    let (identity, spec) = decode_creation(&read_input()?)?;
     let (Some(process), Some(linux)) = (spec.process(), spec.linux()) else {
         return Err(Failure::invalid("the spec has no process or no linux part"));
     };
-    isolate(process)?;
+    let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
+    isolate()?;
     namespaces::enter(linux)?;
     namespaces::set_names(&spec, linux)?;
     rootfs::enter(&spec, linux)?;
@@ -77,48 +94,91 @@ fn create(sync: &StageSocket) -> Result<Process> {
     }
     rootfs::seal(&spec, linux)?;
     report_created(sync, terminal)?;
-    Ok(process.clone())
+    Ok(Ready {
+        process: process.clone(),
+        filter,
+        personality: linux.personality().clone(),
+        role: Role::First {
+            spec: Box::new(spec),
+            identity,
+        },
+    })
 }
 
-fn join(sync: &StageSocket) -> Result<Process> {
-    let process: Process = read_input()?;
-    let container = inherited(CONTAINER_PIDFD)?;
-    isolate(&process)?;
-    namespaces::enter_container(container.as_fd())?;
+fn join(sync: &StageSocket) -> Result<Ready> {
+    let Joining { process, inherited } = Joining::decode(&read_input()?)?;
+    let container = inherited_fd(CONTAINER_PIDFD)?;
+    let filter = inherited.seccomp.as_ref().map(Filter::compile);
+    let filter = filter.transpose()?;
+    isolate()?;
+    if let Some(affinity) = process.exec_cpu_affinity() {
+        scheduling::set_initial_affinity(affinity)?;
+    }
+    namespaces::enter_container(container.as_fd(), inherited.has_time_namespace)?;
     drop(container);
     let root = Root::of_process()?;
     let terminal = open_terminal(&process)?;
     prepare_stdio(&root, &process)?;
     report_created(sync, terminal)?;
-    Ok(process)
+    Ok(Ready {
+        process,
+        filter,
+        personality: inherited.personality,
+        role: Role::Further,
+    })
 }
 
 /// From the start message to execve, which does not return.
-fn start(sync: &StageSocket, process: &Process) -> Result<()> {
+fn start(sync: &StageSocket, ready: &Ready) -> Result<()> {
     if !sync.wait_for_start()? {
         return Ok(());
     }
+    let process = &ready.process;
     // As root first, as the user where root may not: either may lack the right.
     let entered = change_directory(process.cwd());
     let home = passwd::home_of(process.user().uid());
     credentials::set_rlimits(process.rlimits().as_deref().unwrap_or_default())?;
-    credentials::become_user(process)?;
+    scheduling::apply(process)?;
+    if let Some(personality) = &ready.personality {
+        scheduling::set_personality(personality)?;
+    }
+    // Without no_new_privs a filter takes a right that the process may not have.
+    let no_new_privs = process.no_new_privileges() == Some(true);
+    let kept = match &ready.filter {
+        Some(_) if !no_new_privs => CapabilitySet::SYS_ADMIN,
+        _ => CapabilitySet::empty(),
+    };
+    credentials::become_user(process, kept)?;
     if entered.is_err() {
         change_directory(process.cwd())?;
     }
     let program = Program::find(process, Some(&home))?;
-    sync.executing()?;
-    Err(program.exec())
+    match &ready.role {
+        Role::First { spec, identity } => hooks::start_container(spec, identity)?,
+        Role::Further => {
+            if let Some(affinity) = process.exec_cpu_affinity() {
+                scheduling::set_final_affinity(affinity)?;
+            }
+        }
+    }
+    if no_new_privs {
+        set_no_new_privs(true).or_fail(|| "set no_new_privs")?;
+    }
+    Err(program.exec(|| {
+        if let Some(filter) = &ready.filter {
+            filter.load()?;
+        }
+        if !kept.is_empty() {
+            credentials::drop_kept(process)?;
+        }
+        sync.executing()
+    }))
 }
 
 /// Cuts this process off from the agent's session and from other processes' eyes.
-fn isolate(process: &Process) -> Result<()> {
+fn isolate() -> Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .or_fail(|| "hide the stage from debuggers")?;
-    // The agent's own score, which protects it, must not pass on.
-    let score = process.oom_score_adj().unwrap_or_default();
-    std::fs::write("/proc/self/oom_score_adj", score.to_string())
-        .or_fail(|| format!("set oom_score_adj {score}"))?;
     credentials::set_default_rlimits()?;
     setsid().or_fail(|| "make a session")?;
     Ok(())
@@ -172,17 +232,16 @@ fn reopen_null(root: &Root, number: usize) -> Result<()> {
     .or_fail(doing)
 }
 
-fn read_input<T: serde::de::DeserializeOwned>() -> Result<T> {
+fn read_input() -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::from(inherited(INPUT_FD)?)
+    File::from(inherited_fd(INPUT_FD)?)
         .read_to_end(&mut text)
         .or_fail(|| "read the stage's input")?;
-    serde_json::from_slice(&text)
-        .map_err(|error| Failure::invalid(format!("container spec: {error}")))
+    Ok(text)
 }
 
 /// Takes a descriptor over from the agent and keeps it from the container.
-fn inherited(number: RawFd) -> Result<OwnedFd> {
+fn inherited_fd(number: RawFd) -> Result<OwnedFd> {
     // SAFETY: only borrowed for the next line, which fails where it is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_setfd(fd, FdFlags::CLOEXEC).or_fail(|| format!("descriptor {number} of the stage"))?;

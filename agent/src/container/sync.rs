@@ -75,20 +75,24 @@ impl StageSocket {
     }
 
     fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let text = serde_json::to_vec(message).or_fail(|| "encode a stage message")?;
+        let doing = || "report to the agent";
+        let text = serde_json::to_vec(message).or_fail(doing)?;
+        let Some(fd) = fd else {
+            // The system call that filters of the container forbid last.
+            rustix::io::write(&self.0, &text).or_fail(doing)?;
+            return Ok(());
+        };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds: Vec<_> = fd.into_iter().collect();
-        if !fds.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&fds));
-        }
+        let fds = [fd];
+        control.push(SendAncillaryMessage::ScmRights(&fds));
         sendmsg(
             &self.0,
             &[IoSlice::new(&text)],
             &mut control,
             SendFlags::NOSIGNAL,
         )
-        .or_fail(|| "report to the agent")?;
+        .or_fail(doing)?;
         Ok(())
     }
 }

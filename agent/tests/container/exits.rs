@@ -61,11 +61,10 @@ async fn unknown_format_is_denied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unsupported_setting_is_named() {
     require_root!();
-    let seccomp = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
-    let container = Box::new(&["true"]).set("/linux/seccomp", seccomp);
+    let container = Box::new(&["true"]).set("/linux/intelRdt", json!({ "closID": "x" }));
     let (code, text) = refused(container.try_run().await);
     assert_eq!(code, ttrpc::Code::UNIMPLEMENTED);
-    assert_eq!(text, "linux.seccomp is not supported");
+    assert_eq!(text, "linux.intelRdt is not supported");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,16 +17,19 @@ use lazaret_protocol::agent::{
     CreateContainerRequest, CreateProcessRequest, ProcessRequest, Stdio, WaitProcessReply,
 };
 use lazaret_protocol::agent_ttrpc::AgentClient;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use ttrpc::r#async::Client;
 use ttrpc::context::{Context, with_timeout};
 
 const CALL_TIMEOUT_NS: i64 = 60_000_000_000;
+pub(crate) const BUNDLE: &str = "/bundles/of/the/host";
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 24] = [
-    "cat", "chmod", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill", "ls", "mkdir",
-    "mount", "ps", "pwd", "readlink", "sh", "sleep", "stty", "test", "touch", "true", "tty", "wc",
+const APPLETS: [&str; 32] = [
+    "cat", "chmod", "cut", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill", "ln",
+    "ls", "mkdir", "mount", "nsenter", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty",
+    "tail", "taskset", "test", "touch", "true", "tty", "uname", "unshare", "wc",
 ];
 
 /// Leaves the calling test, loudly, when namespaces cannot be made.
@@ -60,6 +63,7 @@ fn serve() -> Served {
     };
     let (path, shared) = (socket.clone(), Arc::clone(&streams));
     thread::spawn(move || {
+        own_network();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -81,6 +85,17 @@ fn serve() -> Served {
         socket,
         _directory: directory,
     }
+}
+
+/// The guest's network, as containers are in the agent's.
+#[expect(
+    unsafe_code,
+    reason = "unshare is unsafe to call with CLONE_FILES only"
+)]
+fn own_network() {
+    // SAFETY: the flag is not CLONE_FILES.
+    let made = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+    made.expect("a network namespace");
 }
 
 /// The version 2 hierarchy, wherever this machine has it.
@@ -126,6 +141,8 @@ pub(crate) struct Box {
     pub(crate) id: String,
     pub(crate) spec: Value,
     pub(crate) client: AgentClient,
+    /// Once it is started.
+    pub(crate) pid: u32,
     root: TempDir,
     stdin: Vec<u8>,
 }
@@ -150,6 +167,7 @@ impl Box {
             id: format!("test-{}-{number}", std::process::id()),
             spec: spec(root.path(), args),
             client: client(),
+            pid: 0,
             root,
             stdin: Vec::new(),
         }
@@ -191,6 +209,7 @@ impl Box {
     pub(crate) async fn create(&self, stdio: Stdio) -> ttrpc::Result<u32> {
         let mut request = CreateContainerRequest::new();
         request.container_id.clone_from(&self.id);
+        BUNDLE.clone_into(&mut request.bundle);
         request.spec_json = serde_json::to_vec(&self.spec).expect("JSON");
         request.stdio = Some(stdio).into();
         let reply = self.client.create_container(context(), &request).await?;
@@ -204,8 +223,8 @@ impl Box {
     }
 
     /// Creates and starts without stdio.
-    pub(crate) async fn started(self) -> Self {
-        self.create(Stdio::new()).await.expect("create");
+    pub(crate) async fn started(mut self) -> Self {
+        self.pid = self.create(Stdio::new()).await.expect("create");
         self.start("").await.expect("start");
         self
     }

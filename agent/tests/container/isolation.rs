@@ -8,7 +8,7 @@ use crate::harness::{Box, require_root};
 async fn processes_names_and_network_are_its_own() {
     require_root!();
     let script = "echo $$; hostname; ls /proc | grep -c '^[0-9]'; \
-                  grep -c : /proc/net/dev; cat /proc/net/if_inet6 | wc -l; cat /proc/self/cgroup";
+                  grep -c : /proc/net/dev; cat /proc/self/cgroup";
     let outcome = Box::sh(script).run().await;
     let lines: Vec<&str> = outcome.stdout.lines().collect();
     assert_eq!(lines[..2], ["1", "box"]);
@@ -16,13 +16,6 @@ async fn processes_names_and_network_are_its_own() {
     assert!(processes <= 3, "{processes} processes");
     assert_eq!(lines[3], "1", "loopback alone");
     assert_eq!(lines.last(), Some(&"0::/"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn loopback_is_up() {
-    require_root!();
-    let outcome = Box::new(&["cat", "/sys/class/net/lo/flags"]).run().await;
-    assert_eq!(outcome.stdout, "0x9\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,14 +39,6 @@ async fn root_is_read_only_on_request() {
         outcome.stderr
     );
     assert_eq!(outcome.stdout, "written\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sysctls_are_set_before_they_are_closed() {
-    require_root!();
-    let container = Box::new(&["cat", "/proc/sys/net/ipv4/ip_forward"])
-        .set("/linux/sysctl", json!({ "net.ipv4.ip_forward": "1" }));
-    assert_eq!(container.run().await.stdout, "1\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

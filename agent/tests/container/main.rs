@@ -6,8 +6,12 @@ mod harness;
 
 mod exec;
 mod exits;
+mod filters;
+mod hooks;
 mod identity;
 mod isolation;
 mod life;
 mod mounts;
+mod namespaces;
+mod scheduling;
 mod stdio;
