@@ -6,6 +6,7 @@ pub mod config;
 pub mod container;
 pub mod hooks;
 pub mod image;
+pub mod network;
 pub mod process;
 pub mod sandbox;
 pub mod shim;

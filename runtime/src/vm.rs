@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// Connections of the guest that wait to be taken; more are dropped.
-const CONNECTIONS_MAX: usize = 8;
+const CONNECTIONS_MAX: usize = 64;
 
 /// How long a VMM that has said its last word may take to be gone.
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);

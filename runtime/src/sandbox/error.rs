@@ -14,6 +14,7 @@ use super::plan::PlanError;
 use super::store::StoreError;
 use crate::agent::AgentError;
 use crate::config::ConfigError;
+use crate::network::NetworkError;
 use crate::process::WrongStage;
 use crate::stdio::StdioError;
 use crate::vm::VmError;
@@ -62,6 +63,8 @@ pub enum SandboxError {
     Stdio(#[from] StdioError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// Why a microVM could not be brought up.

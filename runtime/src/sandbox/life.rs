@@ -1,5 +1,6 @@
 //! The life of a sandbox's microVM, from its start to nothing left.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -121,6 +122,7 @@ impl Sandbox {
         // Set once, by this function alone.
         let _ = self.vmm.set(VmmFacts {
             pid,
+            handle: booted.handle.clone(),
             start_time: process_start_time(pid),
             vcpus: vm.vcpus,
             begun,
@@ -182,6 +184,7 @@ impl Sandbox {
         let cause = tokio::select! {
             end = vm.handle.ended() => Cause::Vm(end),
             cause = self.keep_agent(&mut vm.connections) => cause,
+            never = self.follow_network(&vm.handle) => match never {},
             fault = self.failed() => match fault {
                 Fault::AgentLost => Cause::AgentGone,
                 Fault::Misbehaved(what) => Cause::Agent(what),
@@ -206,6 +209,14 @@ impl Sandbox {
                 "the sandbox was shut down".to_owned()
             }
         }
+    }
+
+    /// Lets the guest's network follow the host's.
+    async fn follow_network(&self, vm: &VmHandle) -> Infallible {
+        if let (Some(network), Ok(agent)) = (&self.network, self.agent().await) {
+            network.follow(vm, &agent).await;
+        }
+        std::future::pending().await
     }
 
     fn explain(&self, end: &vm::VmEnd) -> String {
@@ -306,6 +317,11 @@ impl Sandbox {
                         logs.spawn(Arc::clone(&self.setup.log).copy_lines("agent", stream));
                     }
                 }
+                ports::DNS => {
+                    if let Some(network) = &self.network {
+                        network.serve_names(stream);
+                    }
+                }
                 _ => tracing::debug!(port, "connection to a port that is not served"),
             }
         }
@@ -317,6 +333,9 @@ impl Sandbox {
     async fn end(&self, reason: &str) {
         tracing::info!("microVM has ended: {reason}");
         self.phase.send_replace(Phase::Ended(reason.into()));
+        if let Some(network) = &self.network {
+            network.release().await;
+        }
         let containers: Vec<_> = self.containers().values().cloned().collect();
         let ends = async {
             for container in &containers {

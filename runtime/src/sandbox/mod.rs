@@ -31,11 +31,13 @@ use tokio::sync::watch;
 pub use error::{BootError, Chain, SandboxError};
 pub use event::{Event, EventSink};
 pub use log::SandboxLog;
-pub use request::{CreateRequest, ExecRequest, ProcessState};
+pub use request::{CreateRequest, ExecRequest, ProcessState, read_spec};
 
 use crate::agent::{AgentClient, GuestPorts};
 use crate::config::Config;
 use crate::container::Container;
+use crate::network::Network;
+use crate::vm::VmHandle;
 use cgroup::Cgroup;
 use id::{ContainerId, SandboxId};
 use mounts::SharedDir;
@@ -76,6 +78,7 @@ enum Fault {
 #[derive(Debug)]
 struct VmmFacts {
     pid: u32,
+    handle: VmHandle,
     start_time: Option<u64>,
     vcpus: u8,
     /// When its process was about to be started.
@@ -102,6 +105,8 @@ pub struct Sandbox {
     phase: watch::Sender<Phase>,
     shared: OnceLock<SharedDir>,
     vmm: OnceLock<VmmFacts>,
+    /// Where containers have one.
+    network: Option<Network>,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
     close: watch::Sender<Option<Close>>,
     /// Why the microVM must end, where it is not its own doing.
@@ -135,6 +140,7 @@ impl Sandbox {
     pub fn new(setup: Setup, events: EventSink) -> Arc<Self> {
         Arc::new(Self {
             guest_ports: GuestPorts::new(setup.dir.vsock_socket()),
+            network: plan::has_network(&setup.namespace).then(Network::default),
             setup,
             events,
             phase: watch::Sender::new(Phase::Preparing),
@@ -261,6 +267,14 @@ impl Sandbox {
             }
             let _ = phase.changed().await;
         }
+    }
+
+    /// Makes the guest's network what the host's is now.
+    async fn update_network(&self, agent: &AgentClient) -> Result<(), SandboxError> {
+        if let (Some(network), Some(vmm)) = (&self.network, self.vmm.get()) {
+            network.update(&vmm.handle, agent).await?;
+        }
+        Ok(())
     }
 
     /// The number under which the host knows all processes of the guest.

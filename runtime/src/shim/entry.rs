@@ -26,11 +26,13 @@ use tokio::time::timeout;
 use super::args::{Action, Args, ArgsError};
 use super::serve::{ServeError, serve};
 use crate::config::{Config, ConfigError};
+use crate::network::{self, NamespaceError};
 use crate::sandbox::cgroup::CGROUP_DIR;
 use crate::sandbox::id::{IdError, SandboxId};
+use crate::sandbox::plan::has_network;
 use crate::sandbox::state::DIED_STATUS;
 use crate::sandbox::store::{self, SandboxDir, Store, StoreError};
-use crate::sandbox::{Close, Sandbox, SandboxLog, Setup};
+use crate::sandbox::{Close, Sandbox, SandboxError, SandboxLog, Setup, read_spec};
 
 const RUNTIME_NAME: &str = "io.containerd.lazaret.v2";
 
@@ -51,6 +53,10 @@ pub enum ShimError {
     Id(#[from] IdError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Spec(#[from] SandboxError),
+    #[error(transparent)]
+    Network(#[from] NamespaceError),
     #[error("cannot make a mount namespace for the sandbox; are you root?")]
     Namespace(#[source] io::Error),
     #[error("cannot listen on {}", path.display())]
@@ -146,6 +152,11 @@ fn let_go(args: &Args, dir: &SandboxDir) -> Result<(), ShimError> {
         path: socket,
         source,
     })?;
+    if has_network(&args.namespace) {
+        // While paths are the caller's.
+        let bundle = args.bundle.clone().unwrap_or_default();
+        network::enter(&read_spec(&bundle)?)?;
+    }
     enter_mount_namespace().map_err(ShimError::Namespace)?;
     let log = open_log(dir)?;
     let program = std::env::current_exe().map_err(ShimError::Spawn)?;

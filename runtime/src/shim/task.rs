@@ -311,9 +311,10 @@ fn status(err: &SandboxError) -> TtrpcError {
         | SandboxError::Stdio(_) => Code::INVALID_ARGUMENT,
         SandboxError::Agent(AgentError::Refused { code, .. }) => *code,
         SandboxError::Agent(AgentError::Deadline(_)) => Code::DEADLINE_EXCEEDED,
-        SandboxError::Mount(_) | SandboxError::Log { .. } | SandboxError::Agent(_) => {
-            Code::INTERNAL
-        }
+        SandboxError::Mount(_)
+        | SandboxError::Log { .. }
+        | SandboxError::Agent(_)
+        | SandboxError::Network(_) => Code::INTERNAL,
     };
     get_rpc_status(code, Chain(err))
 }

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use lazaret_protocol::agent::*;
 use lazaret_protocol::agent_ttrpc::{Agent, create_agent};
+use lazaret_protocol::ports;
 use lazaret_vmm::control::{ControlSocket, ExitReason};
+use protobuf::Message;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -100,6 +102,15 @@ impl FakeAgent {
         match process.args[0].as_str() {
             "kill-vmm" => fake_vmm::die(),
             "panic" => fake_vmm::exit(&self.control, ExitReason::Panic),
+            "resolve" => {
+                let ends = [ports::DNS_DATAGRAM, ports::DNS_STREAM]
+                    .map(|kind| (kind, fake_vmm::connect_host(&self.control, ports::DNS)));
+                tokio::spawn(async move {
+                    let status = u32::from(!resolve(ends).await);
+                    process.status.send_replace(Some(status));
+                });
+                return;
+            }
             "leave" => drop(self.ready.lock().unwrap().take()),
             _ => {}
         }
@@ -112,6 +123,25 @@ impl FakeAgent {
             });
         });
     }
+}
+
+/// The resolver reverses datagrams and repeats what comes on streams.
+async fn resolve(ends: [(u8, UnixStream); 2]) -> bool {
+    for (kind, mut host) in ends {
+        host.write_all(&[kind, 0, 3, b'a', b'b', b'c'])
+            .await
+            .unwrap();
+        let mut answer = [0; 5];
+        host.read_exact(&mut answer).await.unwrap();
+        let expected = match kind {
+            ports::DNS_DATAGRAM => b"\0\x03cba",
+            _ => b"\0\x03abc",
+        };
+        if answer != *expected {
+            return false;
+        }
+    }
+    true
 }
 
 /// What the made-up programs do; the streams close as they return.
@@ -191,8 +221,12 @@ impl Agent for FakeAgent {
     async fn configure_network(
         &self,
         _: &TtrpcContext,
-        _: ConfigureNetworkRequest,
+        request: ConfigureNetworkRequest,
     ) -> Result<Empty> {
+        let dir = std::env::var("LAZARET_FAKE_DIR").unwrap();
+        let (new, noted) = (format!("{dir}/network.new"), format!("{dir}/network"));
+        std::fs::write(&new, request.write_to_bytes().unwrap()).unwrap();
+        std::fs::rename(new, noted).unwrap();
         Ok(Empty::default())
     }
 

@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::fake_agent;
+use crate::fake_tap::Taps;
 
 /// Connections to the stream port, by their host port.
 pub type Streams = Arc<Mutex<HashMap<u32, UnixStream>>>;
@@ -68,8 +69,15 @@ async fn run(scenario: &str) {
     control.send(&VmmEvent::Started, &[]).unwrap();
     let requests = Arc::clone(&control);
     std::thread::spawn(move || {
+        let mut taps = Taps::default();
         loop {
             match requests.recv::<VmmRequest>() {
+                Ok(Some((VmmRequest::Backend { id, change }, fds))) => {
+                    taps.change(change, fds);
+                    let refusal = None;
+                    let answer = VmmEvent::Backend { id, refusal };
+                    requests.send(&answer, &[]).unwrap();
+                }
                 Ok(Some((VmmRequest::Stop, _))) => exit(&requests, ExitReason::Stopped),
                 Ok(Some(_)) => {}
                 _ => std::process::exit(1),
@@ -131,7 +139,7 @@ async fn say(ready: &mut UnixStream, hello: &Hello) {
     ready.write_all(&line).await.unwrap();
 }
 
-fn connect_host(control: &ControlSocket, port: u32) -> UnixStream {
+pub fn connect_host(control: &ControlSocket, port: u32) -> UnixStream {
     let (guest, host) = StdUnixStream::pair().unwrap();
     control
         .send(&VmmEvent::VsockConnection { port }, &[host.as_fd()])

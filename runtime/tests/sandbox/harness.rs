@@ -44,7 +44,9 @@ impl Box_ {
         let program = std::env::current_exe().unwrap();
         // The control socket comes as descriptor 3; safe code reads it as stdin.
         let script = format!(
-            "#!/bin/sh\nLAZARET_FAKE_VMM={scenario} exec {} --exact fake_vmm::play --nocapture <&3\n",
+            "#!/bin/sh\nLAZARET_FAKE_VMM={scenario} LAZARET_FAKE_DIR={} \
+             exec {} --exact fake_vmm::play --nocapture <&3\n",
+            dir.path().display(),
             program.display()
         );
         fs::write(path("vmm"), script).unwrap();
@@ -93,6 +95,13 @@ impl Box_ {
         });
         change(&mut spec);
         fs::write(self.path("bundle/config.json"), spec.to_string()).unwrap();
+    }
+
+    pub fn change_spec(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.path("bundle/config.json");
+        let mut spec = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut spec);
+        fs::write(path, spec.to_string()).unwrap();
     }
 
     pub fn shim(&self, action: &str) -> Output {

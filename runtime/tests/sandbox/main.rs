@@ -12,7 +12,9 @@
 )]
 
 mod fake_agent;
+mod fake_tap;
 mod fake_vmm;
 mod harness;
 mod life;
+mod network;
 mod streams;

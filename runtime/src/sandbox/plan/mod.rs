@@ -15,9 +15,12 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::cgroup::CgroupLimits;
-use super::config::{AnnotationError, Annotations, Defaults, HostFacts, OWN_NAMESPACE};
+use super::config::{
+    AnnotationError, Annotations, Defaults, HostFacts, OCI_NAMESPACE, OWN_NAMESPACE,
+};
 use super::id::ContainerId;
 use super::mounts::{ENGINE_ROOTFS, PRIVATE_ROOTFS};
+use crate::network;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -131,20 +134,26 @@ pub fn plan_vm(
         .or_else(|| cpu_max.map(whole_cpus))
         .unwrap_or(defaults.vcpus);
     let memory_mib = memory_mib(spec, &annotations, defaults, host)?;
+    let mut host_ports = vec![ports::READY, ports::LOG];
+    let mut net_slots = 0;
+    if has_network(namespace) {
+        host_ports.push(ports::DNS);
+        net_slots = network::SLOTS;
+    }
     let vm = VmConfig {
         vcpus,
         memory_mib,
         kernel_args: String::new(),
         vsock: VsockConfig {
             guest_cid: GUEST_CID,
-            host_ports: vec![ports::READY, ports::LOG],
+            host_ports,
         },
         fs: FsConfig {
             tag: SHARED_TAG.to_owned(),
             threads: vcpus.clamp(1, FS_THREADS_MAX),
             dax_window_mib: 0,
         },
-        net_slots: 1,
+        net_slots,
         block_slots: 1,
     };
     vm.validate()?;
@@ -155,6 +164,11 @@ pub fn plan_vm(
         pids_max: VMM_THREADS_MAX + u32::from(vcpus),
     };
     Ok(VmPlan { vm, cgroup })
+}
+
+/// Whether the containers of an engine's namespace have a network on the host.
+pub fn has_network(namespace: &str) -> bool {
+    namespace == OCI_NAMESPACE
 }
 
 fn memory_mib(
@@ -212,6 +226,9 @@ pub fn plan_container(
     kind_of: impl Fn(&Path) -> io::Result<PathKind>,
 ) -> Result<ContainerPlan, PlanError> {
     let annotations = Annotations::of(&spec, namespace)?;
+    if has_network(namespace) {
+        forget_network_path(&mut spec);
+    }
     refuse_what_a_guest_cannot_do(&spec)?;
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
 
@@ -309,6 +326,19 @@ fn plan_mount(
             source_path,
             source,
         }),
+    }
+}
+
+/// The network namespace of the spec is where the sandbox process lives; in the guest
+/// there is one as well, which means nothing to a path of the host.
+fn forget_network_path(spec: &mut Value) {
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace["type"] == "network"
+            && let Some(namespace) = namespace.as_object_mut()
+        {
+            namespace.remove("path");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use ttrpc::Code;
 use super::{CreateRequest, Target, read_spec};
 use crate::agent::AgentError;
 use crate::container::Container;
+use crate::network::resolv_conf;
 use crate::process::{Exit, Process, Stage};
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::kind_of;
@@ -49,6 +50,9 @@ impl Sandbox {
         let id = &request.id;
         let spec = read_spec(&request.bundle)?;
         let namespace = &self.setup.namespace;
+        if let Some(network) = &self.network {
+            network.set_resolv_conf(resolv_conf(&spec).map(|path| request.bundle.join(path)));
+        }
         let plan = plan_container(id, spec, namespace, &request.bundle, kind_of)?;
         let ContainerPlan {
             spec,
@@ -77,6 +81,8 @@ impl Sandbox {
         let spec_json = spec.to_string().into_bytes();
 
         let agent = self.agent().await?;
+        // The container's settings may be of its interfaces.
+        self.update_network(&agent).await?;
         let (streams, stdio) = ends.connect(&self.guest_ports).await?;
         agent
             .create_container(id.as_str(), &request.bundle, spec_json, stdio)

@@ -97,7 +97,7 @@ impl Sandbox {
 }
 
 /// Reads a bundle's `config.json`.
-pub(in crate::sandbox) fn read_spec(bundle: &Path) -> Result<Value, SandboxError> {
+pub fn read_spec(bundle: &Path) -> Result<Value, SandboxError> {
     let path = bundle.join("config.json");
     let read = || -> io::Result<Vec<u8>> {
         let mut text = Vec::new();

@@ -61,6 +61,10 @@ impl Sandbox {
             Some(exec) => self.make_process(&agent, id, exec).await?,
         };
         target.process.must_be_created()?;
+        if exec.is_none() {
+            // Engines may have set it up after create.
+            self.update_network(&agent).await?;
+        }
         target.process.starting();
         if let Err(err) = agent.start_process(target.name()).await {
             target.process.stopped(Exit {

@@ -1,0 +1,287 @@
+//! The network of a sandbox: whatever an engine puts into the network namespace that
+//! the sandbox process lives in, the guest gets, whenever it comes.
+//!
+//! ```text
+//!  engine's bridge ── veth ══ eth0 ◀─ tc ─▶ lz0 (tap) ══ VMM, slot 0 ══ eth0 of the guest
+//!                             └──── the sandbox's network namespace ───┘
+//! ```
+//! [`Network::update`] looks at the namespace, ties each interface to a free slot, and
+//! tells the agent what the guest's network is to be. It is asked at the end of create,
+//! before start, and with every change that the kernel reports afterwards; it does
+//! nothing where nothing has changed.
+
+mod interface;
+mod namespace;
+mod resolver;
+mod tap;
+mod tc;
+mod tie;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lazaret_netlink::{Changes, Groups, Socket};
+use lazaret_protocol::agent::ConfigureNetworkRequest;
+use lazaret_vmm::devices::virtio::net::MacAddress;
+use rustix::io::Errno;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+use crate::agent::{AgentClient, AgentError};
+use crate::vm::{BackendError, VmHandle};
+pub use interface::InterfaceError;
+use interface::{Found, Interface};
+pub use namespace::{NamespaceError, enter};
+pub use resolver::resolv_conf;
+use tie::Tie;
+pub use tie::TieError;
+
+/// Network slots of a microVM: more than engines usually give a container, and each
+/// costs the guest's boot a probe.
+pub const SLOTS: u8 = 4;
+
+/// Name queries and connections of the guest at once; it knows the bound.
+const QUERIES_MAX: usize = 32;
+
+/// A VMM answers a request at once.
+const VMM_DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] Errno),
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    #[error(transparent)]
+    Tie(#[from] TieError),
+    #[error("no slot is left for interface {0}: a microVM has {SLOTS} of them")]
+    NoSlot(String),
+    #[error("interface {name} cannot be connected to the microVM")]
+    Connect { name: String, source: BackendError },
+    #[error("interface {0} cannot be connected: the virtual machine monitor does not answer")]
+    Silent(String),
+    #[error("the guest's network cannot be configured")]
+    Agent(#[from] AgentError),
+}
+
+/// What has been done so far.
+#[derive(Debug, Default)]
+struct State {
+    ties: Vec<Tie>,
+    told: Option<ConfigureNetworkRequest>,
+}
+
+/// The network of one sandbox.
+#[derive(Debug)]
+pub struct Network {
+    state: tokio::sync::Mutex<State>,
+    /// Of the container, on the host.
+    resolv_conf: Mutex<Option<PathBuf>>,
+    /// Where queries of the guest go.
+    server: Mutex<Option<SocketAddr>>,
+    queries: Arc<Semaphore>,
+    /// Whether changes are to be followed.
+    begun: watch::Sender<bool>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            state: tokio::sync::Mutex::default(),
+            resolv_conf: Mutex::default(),
+            server: Mutex::default(),
+            queries: Arc::new(Semaphore::new(QUERIES_MAX)),
+            begun: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Network {
+    pub fn set_resolv_conf(&self, path: Option<PathBuf>) {
+        *lock(&self.resolv_conf) = path;
+    }
+
+    /// Makes the guest's network what the namespace's is now.
+    pub async fn update(&self, vm: &VmHandle, agent: &AgentClient) -> Result<(), NetworkError> {
+        self.begun.send_replace(true);
+        let mut state = self.state.lock().await;
+        let mut socket = Socket::open().map_err(NetworkError::Socket)?;
+        let found = Found::look(&mut socket)?;
+        state.drop_gone(&mut socket, &found, vm).await?;
+        let tied = state.tie_new(&mut socket, &found, vm).await;
+        let server = self.find_server().await;
+        let request = ConfigureNetworkRequest {
+            interfaces: state.describe(&found),
+            name_server: server.map(octets).unwrap_or_default(),
+            ..ConfigureNetworkRequest::default()
+        };
+        if state.told.as_ref() != Some(&request) {
+            // Half told is not told.
+            state.told = None;
+            agent.configure_network(&request).await?;
+            state.told = Some(request);
+        }
+        tied
+    }
+
+    /// Follows the namespace's changes from the first update on.
+    pub async fn follow(&self, vm: &VmHandle, agent: &AgentClient) {
+        let changes = match Changes::subscribe(Groups::ALL) {
+            Ok(changes) => changes,
+            Err(err) => {
+                tracing::error!(%err, "changes of the network cannot be followed");
+                return;
+            }
+        };
+        let mut begun = self.begun.subscribe();
+        // The sender lives as long as `self`.
+        let _ = begun.wait_for(|begun| *begun).await;
+        let mut complained = String::new();
+        while changes.wait().await.is_ok() {
+            match self.update(vm, agent).await {
+                Ok(()) => complained.clear(),
+                Err(err) => {
+                    let text = crate::sandbox::Chain(&err).to_string();
+                    // Each step of an engine is a change.
+                    if text != complained {
+                        tracing::warn!("the network's change does not reach the guest: {text}");
+                    }
+                    complained = text;
+                }
+            }
+        }
+    }
+
+    async fn find_server(&self) -> Option<SocketAddr> {
+        let path = lock(&self.resolv_conf).clone()?;
+        let known = *lock(&self.server);
+        let server = match known {
+            // Its end is not waited for: a resolver is there as long as its network.
+            Some(server) => Some(server),
+            None => resolver::find(&path).await,
+        };
+        *lock(&self.server) = server;
+        server
+    }
+
+    /// Takes a connection of the guest to the host's DNS port. More than agreed on are
+    /// closed.
+    pub fn serve_names(&self, guest: UnixStream) {
+        let server = *lock(&self.server);
+        let permit = Arc::clone(&self.queries).try_acquire_owned();
+        if let (Some(server), Ok(permit)) = (server, permit) {
+            tokio::spawn(async move {
+                resolver::serve(guest, server).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// Gives the interfaces back to the namespace, which may outlive the sandbox.
+    pub async fn release(&self) {
+        let mut state = self.state.lock().await;
+        let released = Socket::open().and_then(|mut socket| {
+            let mut ties = state.ties.drain(..);
+            ties.try_for_each(|tie| tie.release(&mut socket))
+        });
+        if let Err(err) = released {
+            tracing::warn!(%err, "an interface could not be given back");
+        }
+    }
+}
+
+impl State {
+    /// Lets go of interfaces that are no longer there, or down.
+    async fn drop_gone(
+        &mut self,
+        socket: &mut Socket,
+        found: &Found,
+        vm: &VmHandle,
+    ) -> Result<(), NetworkError> {
+        let is_gone = |tie: &Tie| !found.interfaces.iter().any(|i| i.index == tie.index);
+        while let Some(at) = self.ties.iter().position(is_gone) {
+            let tie = self.ties.swap_remove(at);
+            let (name, slot) = (tie.name.clone(), tie.slot);
+            tracing::info!(name, slot, "interface has gone");
+            // It may be there still, and be used by others.
+            let released = tie.release(socket);
+            answer(&name, vm.disconnect_net(slot)).await?;
+            released.map_err(|source| TieError::Release { name, source })?;
+        }
+        Ok(())
+    }
+
+    async fn tie_new(
+        &mut self,
+        socket: &mut Socket,
+        found: &Found,
+        vm: &VmHandle,
+    ) -> Result<(), NetworkError> {
+        for interface in &found.interfaces {
+            let known = self.ties.iter_mut().find(|t| t.index == interface.index);
+            if let Some(tie) = known {
+                tie.follow(socket, interface)?;
+                continue;
+            }
+            let name = interface.name.clone();
+            let slot = self.free_slot().ok_or(NetworkError::NoSlot(name.clone()))?;
+            let own: Vec<_> = self.ties.iter().map(|tie| tie.tap).collect();
+            if let Some(tap) = found.taps.iter().find(|tap| !own.contains(&tap.index)) {
+                let tap = tap.name.clone();
+                return Err(TieError::Elsewhere { name, tap }.into());
+            }
+            let (tie, tap) = Tie::make(socket, interface, slot)?;
+            tracing::info!(name, slot, "interface is there");
+            if let Err(err) = answer(&name, vm.connect_net(slot, tap)).await {
+                // What failed first is what counts.
+                let _ = tie.release(socket);
+                return Err(err);
+            }
+            self.ties.push(tie);
+        }
+        Ok(())
+    }
+
+    fn free_slot(&self) -> Option<u8> {
+        (0..SLOTS).find(|slot| !self.ties.iter().any(|tie| tie.slot == *slot))
+    }
+
+    fn describe(&self, found: &Found) -> Vec<lazaret_protocol::agent::Interface> {
+        let slot = |interface: &&Interface| {
+            let tie = self.ties.iter().find(|tie| tie.index == interface.index);
+            tie.map(|tie| tie.slot)
+        };
+        found
+            .interfaces
+            .iter()
+            .filter_map(|interface| Some((interface, slot(&interface)?)))
+            .map(|(interface, slot)| interface.describe(MacAddress::of_slot(slot).0))
+            .collect()
+    }
+}
+
+async fn answer(
+    name: &str,
+    request: impl Future<Output = Result<(), BackendError>>,
+) -> Result<(), NetworkError> {
+    let name = name.to_owned();
+    match timeout(VMM_DEADLINE, request).await {
+        Ok(answer) => answer.map_err(|source| NetworkError::Connect { name, source }),
+        Err(_) => Err(NetworkError::Silent(name)),
+    }
+}
+
+fn octets(server: SocketAddr) -> Vec<u8> {
+    match server.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,111 @@
+//! The network namespace that a sandbox process lives in: the one its container's spec
+//! names, or a new one. Engines find it by the process's id.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use lazaret_netlink::{Link, LinkChange, LinkFlags, Socket};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::io::Errno;
+use serde_json::Value;
+use thiserror::Error;
+
+const OWN: &str = "/proc/self/ns/net";
+
+#[derive(Debug, Error)]
+pub enum NamespaceError {
+    #[error("linux.namespaces has no network namespace: a microVM cannot share the host's network")]
+    HostNetwork,
+    #[error("{} is the host's own network namespace, which a microVM cannot share", .0.display())]
+    HostNamespace(PathBuf),
+    #[error("{} is no network namespace", .0.display())]
+    NotOne(PathBuf),
+    #[error("cannot join the network namespace {}", path.display())]
+    Join { path: PathBuf, source: io::Error },
+    #[error("cannot make a network namespace")]
+    New(#[source] io::Error),
+    #[error("cannot bring up the loopback of the new network namespace")]
+    Loopback(#[source] io::Error),
+}
+
+/// Takes the calling thread, and what it starts from now on, into the spec's network
+/// namespace.
+pub fn enter(spec: &Value) -> Result<(), NamespaceError> {
+    let namespaces = spec["linux"]["namespaces"].as_array();
+    let network = namespaces
+        .into_iter()
+        .flatten()
+        .find(|namespace| namespace["type"] == "network")
+        .ok_or(NamespaceError::HostNetwork)?;
+    match network["path"].as_str().filter(|path| !path.is_empty()) {
+        Some(path) => join(Path::new(path)),
+        None => make(),
+    }
+}
+
+fn join(path: &Path) -> Result<(), NamespaceError> {
+    let failed = |source| NamespaceError::Join {
+        path: path.to_owned(),
+        source,
+    };
+    let namespace = File::open(path).map_err(failed)?;
+    let wanted = namespace.metadata().map_err(failed)?;
+    let own = fs::metadata(OWN).map_err(failed)?;
+    if (wanted.dev(), wanted.ino()) == (own.dev(), own.ino()) {
+        return Err(NamespaceError::HostNamespace(path.to_owned()));
+    }
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|err| match err {
+        nix::Error::EINVAL => NamespaceError::NotOne(path.to_owned()),
+        err => failed(err.into()),
+    })
+}
+
+fn make() -> Result<(), NamespaceError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|err| NamespaceError::New(err.into()))?;
+    loopback_up().map_err(|err| NamespaceError::Loopback(err.into()))
+}
+
+/// Engines' name servers listen on it.
+fn loopback_up() -> Result<(), Errno> {
+    let mut socket = Socket::open()?;
+    let up = LinkChange {
+        up: Some(true),
+        ..LinkChange::default()
+    };
+    let links = Link::list(&mut socket)?;
+    let mut loopbacks = links
+        .iter()
+        .filter(|link| link.flags.contains(LinkFlags::LOOPBACK));
+    loopbacks.try_for_each(|link| up.apply(&mut socket, link.index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn entered(namespaces: &Value) -> NamespaceError {
+        let spec = json!({ "linux": { "namespaces": namespaces } });
+        enter(&spec).unwrap_err()
+    }
+
+    #[test]
+    fn the_hosts_network_is_refused_in_every_form() {
+        let none = entered(&json!([{ "type": "pid" }]));
+        assert!(matches!(none, NamespaceError::HostNetwork), "{none}");
+        let own = entered(&json!([{ "type": "network", "path": OWN }]));
+        assert!(matches!(own, NamespaceError::HostNamespace(_)), "{own}");
+    }
+
+    #[test]
+    fn what_is_no_network_namespace_is_named() {
+        let missing = entered(&json!([{ "type": "network", "path": "/no/such" }]));
+        assert!(missing.to_string().contains("/no/such"), "{missing}");
+        for path in ["/dev/null", "/proc/self/ns/uts"] {
+            let other = entered(&json!([{ "type": "network", "path": path }]));
+            assert!(matches!(other, NamespaceError::NotOne(_)), "{other}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! An engine's name server on a loopback address of the network namespace: found by
+//! the container's `resolv.conf`, and asked on behalf of the guest.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use lazaret_protocol::ports;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::time::timeout;
+
+const PORT: u16 = 53;
+
+/// What is read of a `resolv.conf`; a name server behind it is not found.
+const RESOLV_CONF_MAX: u64 = 64 * 1024;
+
+/// A local server that listens accepts at once.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long one query may take. Resolvers give up after 5 seconds.
+const QUERY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long one connection over TCP may last.
+const STREAM_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Source of what is mounted on a container's `/etc/resolv.conf`.
+pub fn resolv_conf(spec: &Value) -> Option<&str> {
+    let mounts = spec["mounts"].as_array()?;
+    let on_it = |mount: &&Value| mount["destination"] == "/etc/resolv.conf";
+    mounts.iter().rfind(on_it)?["source"].as_str()
+}
+
+/// The name server that the guest cannot reach by itself, if there is one: a loopback
+/// address that somebody listens on. (A container may as well run its own.)
+pub(super) async fn find(resolv_conf: &Path) -> Option<SocketAddr> {
+    let text = read(resolv_conf).ok()?;
+    let address = SocketAddr::new(loopback_server(&text)?, PORT);
+    match timeout(PROBE_DEADLINE, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Some(address),
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(RESOLV_CONF_MAX)
+        .read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn loopback_server(text: &str) -> Option<IpAddr> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let server = (words.next()? == "nameserver").then(|| words.next())??;
+            server.parse().ok()
+        })
+        .find(IpAddr::is_loopback)
+}
+
+/// Carries one connection of the guest to the name server.
+pub(super) async fn serve(mut guest: UnixStream, server: SocketAddr) {
+    let work = async {
+        match guest.read_u8().await? {
+            ports::DNS_DATAGRAM => timeout(QUERY_DEADLINE, ask(&mut guest, server)).await?,
+            ports::DNS_STREAM => {
+                let mut server = TcpStream::connect(server).await?;
+                let copied = copy_bidirectional(&mut guest, &mut server);
+                timeout(STREAM_DEADLINE, copied).await?.map(drop)
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    match timeout(STREAM_DEADLINE, work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(err)) => tracing::debug!(%err, "a name query of the guest failed"),
+        Err(_) => tracing::debug!("a name query of the guest took too long"),
+    }
+}
+
+async fn ask(guest: &mut UnixStream, server: SocketAddr) -> io::Result<()> {
+    let length = guest.read_u16().await?;
+    let mut message = vec![0; usize::from(length)];
+    guest.read_exact(&mut message).await?;
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(&message).await?;
+    message.resize(usize::from(u16::MAX), 0);
+    let length = socket.recv(&mut message).await?;
+    message.truncate(length);
+    let length = u16::try_from(length).map_err(io::Error::other)?;
+    guest.write_all(&length.to_be_bytes()).await?;
+    guest.write_all(&message).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn the_first_loopback_server_counts() {
+        let docker = "# Generated\nnameserver 127.0.0.11\nsearch lan\noptions ndots:0\n";
+        assert_eq!(loopback_server(docker), Some([127, 0, 0, 11].into()));
+        assert_eq!(loopback_server("nameserver\t::1"), "::1".parse().ok());
+        assert_eq!(loopback_server("nameserver 10.0.0.1\n"), None);
+        assert_eq!(loopback_server("#nameserver 127.0.0.1\nnameserver\n"), None);
+    }
+
+    #[test]
+    fn the_last_mount_is_what_the_container_sees() {
+        let mount = |source| json!({ "destination": "/etc/resolv.conf", "source": source });
+        let spec = json!({ "mounts": [mount("/a"), { "destination": "/b" }, mount("/c")] });
+        assert_eq!(resolv_conf(&spec), Some("/c"));
+        assert_eq!(resolv_conf(&json!({})), None);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_nobody_runs_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        // Nobody listens on port 53 of this address in a test's environment.
+        std::fs::write(&path, "nameserver 127.93.81.7\n").unwrap();
+        assert_eq!(find(&path).await, None);
+        assert_eq!(find(&dir.path().join("none")).await, None);
+    }
+
+    #[tokio::test]
+    async fn datagrams_and_streams_reach_the_server() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let datagrams = UdpSocket::bind(address).await.unwrap();
+        tokio::spawn(async move {
+            let mut query = [0; 100];
+            let (length, client) = datagrams.recv_from(&mut query).await.unwrap();
+            query[..length].reverse();
+            datagrams.send_to(&query[..length], client).await.unwrap();
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut query = [0; 5];
+            client.read_exact(&mut query).await.unwrap();
+            client.write_all(&query).await.unwrap();
+        });
+        for (query, expected) in [(b"u\0\x03abc", b"\0\x03cba"), (b"t\0\x03abc", b"\0\x03abc")] {
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            let served = tokio::spawn(serve(host, address));
+            guest.write_all(query).await.unwrap();
+            guest.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            guest.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, expected);
+            served.await.unwrap();
+        }
+    }
+}

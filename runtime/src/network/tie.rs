@@ -1,0 +1,121 @@
+//! An interface and a tap, tied into one wire.
+//!
+//! The tap ends with its last descriptor, which is the VMM's. The filters on the
+//! interface do not: a sandbox process that is killed leaves them to the next one, or
+//! to the end of the network namespace.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use lazaret_netlink::{LinkChange, Socket};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::interface::Interface;
+use super::tap::Tap;
+use super::tc::{self, Ingress};
+
+#[derive(Debug, Error)]
+pub enum TieError {
+    #[error(
+        "interface {name} belongs to another microVM, by its tap {tap}: \
+         a network namespace cannot be shared between microVMs"
+    )]
+    Elsewhere { name: String, tap: String },
+    #[error("interface {0} has traffic filters of its own, which a microVM would replace")]
+    Filtered(String),
+    #[error("cannot make a tap for interface {name}")]
+    Tap { name: String, source: io::Error },
+    #[error("cannot tie interface {name} to its tap")]
+    Tie { name: String, source: Errno },
+    #[error("cannot give interface {name} back")]
+    Release { name: String, source: Errno },
+    #[error("cannot set the MTU of the tap of interface {name} to {mtu}")]
+    Mtu {
+        name: String,
+        mtu: u32,
+        source: Errno,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Tie {
+    /// Of the interface.
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) slot: u8,
+    /// Index of the tap.
+    pub(super) tap: u32,
+    mtu: u32,
+}
+
+impl Tie {
+    /// Ties an interface to a new tap.
+    pub(super) fn make(
+        socket: &mut Socket,
+        interface: &Interface,
+        slot: u8,
+    ) -> Result<(Self, OwnedFd), TieError> {
+        let name = interface.name.clone();
+        let failed = |source| TieError::Tie {
+            name: name.clone(),
+            source,
+        };
+        match tc::ingress(socket, interface.index).map_err(failed)? {
+            Ingress::Free => {}
+            // There is no other microVM's tap: who made them has been killed.
+            Ingress::Ours => tc::release(socket, interface.index).map_err(failed)?,
+            Ingress::Taken => return Err(TieError::Filtered(name)),
+        }
+        let tap = Tap::make(socket, slot, interface.mtu).map_err(|source| TieError::Tap {
+            name: name.clone(),
+            source,
+        })?;
+        tc::redirect(socket, tap.index, interface.index).map_err(failed)?;
+        if let Err(err) = tc::redirect(socket, interface.index, tap.index) {
+            // What failed first is what counts.
+            let _ = tc::release(socket, interface.index);
+            return Err(failed(err));
+        }
+        let tie = Self {
+            index: interface.index,
+            name,
+            slot,
+            tap: tap.index,
+            mtu: interface.mtu,
+        };
+        Ok((tie, tap.fd))
+    }
+
+    /// Takes over what has changed of the interface itself.
+    pub(super) fn follow(
+        &mut self,
+        socket: &mut Socket,
+        interface: &Interface,
+    ) -> Result<(), TieError> {
+        if self.mtu != interface.mtu {
+            let change = LinkChange {
+                mtu: Some(interface.mtu),
+                ..LinkChange::default()
+            };
+            change
+                .apply(socket, self.tap)
+                .map_err(|source| TieError::Mtu {
+                    name: interface.name.clone(),
+                    mtu: interface.mtu,
+                    source,
+                })?;
+            self.mtu = interface.mtu;
+        }
+        self.name.clone_from(&interface.name);
+        Ok(())
+    }
+
+    /// Gives the interface back, if it is there.
+    pub(super) fn release(self, socket: &mut Socket) -> Result<(), Errno> {
+        match tc::release(socket, self.index) {
+            Err(Errno::NODEV | Errno::INVAL | Errno::NOENT) => Ok(()),
+            result => result,
+        }
+    }
+}

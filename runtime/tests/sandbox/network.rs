@@ -1,0 +1,451 @@
+//! A container's network, from an engine's interface to the VMM's tap. The fake VMM
+//! sends back each datagram that it gets, and the fake agent notes what it is told.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::TaskClient;
+use lazaret_protocol::agent::{ConfigureNetworkRequest, Interface};
+use nix::sched::{CloneFlags, setns};
+use protobuf::Message;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use ttrpc::Code;
+
+use crate::harness::{
+    Box_, context, create_request, delete_request, kill_request, refusal, shutdown_request,
+    start_request, wait_request,
+};
+
+const OCI: &str = "oci";
+
+/// Two network namespaces: an engine's, and one for a container.
+struct Net {
+    host: String,
+    container: String,
+}
+
+fn run(program: &str, arguments: &str) -> Output {
+    Command::new(program)
+        .args(arguments.split_ascii_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn ip(arguments: &str) -> String {
+    let output = run("ip", arguments);
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Net {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = |what: &str| format!("lazaret-{}-{number}-{what}", std::process::id());
+        let net = Self {
+            host: name("host"),
+            container: name("box"),
+        };
+        for namespace in [&net.host, &net.container] {
+            ip(&format!("netns add {namespace}"));
+            ip(&format!("-n {namespace} link set lo up"));
+        }
+        net
+    }
+
+    fn path(&self) -> String {
+        format!("/run/netns/{}", self.container)
+    }
+
+    fn inside(&self, arguments: &str) -> String {
+        ip(&format!("-n {} {arguments}", self.container))
+    }
+
+    /// An engine's interface number `number`: `eth<number>`, in `namespace` (a name or
+    /// a pid).
+    fn connect(&self, number: u8, namespace: &str) {
+        let host = &self.host;
+        let mac = format!("02:42:0a:00:{number:02x}:02");
+        ip(&format!(
+            "-n {host} link add v{number} mtu 1450 type veth peer name eth{number} mtu 1450 address {mac}"
+        ));
+        ip(&format!(
+            "-n {host} address add 10.0.{number}.1/24 dev v{number}"
+        ));
+        ip(&format!(
+            "-n {host} neigh add 10.0.{number}.2 lladdr {mac} nud permanent dev v{number}"
+        ));
+        ip(&format!("-n {host} link set v{number} up"));
+        ip(&format!("-n {host} link set eth{number} netns {namespace}"));
+    }
+
+    /// What engines do inside.
+    fn set_up(number: u8, inside: impl Fn(&str)) {
+        inside(&format!(
+            "address add 10.0.{number}.2/24 broadcast 10.0.{number}.255 dev eth{number}"
+        ));
+        inside(&format!(
+            "address add fd00:{number}::2/64 dev eth{number} nodad"
+        ));
+        inside(&format!("link set eth{number} up"));
+        inside(&format!(
+            "neigh add 10.0.{number}.9 lladdr 02:00:00:00:00:09 nud permanent dev eth{number}"
+        ));
+    }
+
+    fn connect_container(&self, number: u8) {
+        self.connect(number, &self.container);
+        Self::set_up(number, |arguments| drop(self.inside(arguments)));
+    }
+
+    /// Whether a datagram from the engine's side comes back from the VMM's tap.
+    fn echoes(&self, number: u8) -> bool {
+        let host = self.host.clone();
+        within(&host, move || {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_millis(200)))
+                .unwrap();
+            socket.connect(format!("10.0.{number}.2:7")).unwrap();
+            let sent: Vec<u8> = (0..1200_u32).map(|at| at.to_le_bytes()[0]).collect();
+            let mut got = [0; 2048];
+            // An interface may still be on its way up.
+            (0..20).any(|_| {
+                socket.send(&sent).unwrap();
+                matches!(socket.recv(&mut got), Ok(length) if got[..length] == sent)
+            })
+        })
+    }
+
+    fn taps(&self) -> usize {
+        self.inside("-o link").matches(": lz").count()
+    }
+
+    fn qdiscs(&self) -> usize {
+        let output = run("tc", &format!("-n {} qdisc", self.container));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.matches("ingress").count()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for namespace in [&self.host, &self.container] {
+            let _ = run("ip", &format!("netns delete {namespace}"));
+        }
+    }
+}
+
+/// Runs something in a named network namespace.
+fn within<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
+    let file = File::open(format!("/run/netns/{namespace}")).unwrap();
+    let thread = std::thread::spawn(move || {
+        setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+        run()
+    });
+    thread.join().unwrap()
+}
+
+fn sandbox(network: Option<&str>, args: &[&str]) -> Box_ {
+    let sandbox = Box_::new("ok", OCI);
+    sandbox.spec(args, |spec| {
+        let mut namespace = json!({ "type": "network" });
+        if let Some(path) = network {
+            namespace["path"] = path.into();
+        }
+        spec["linux"]["namespaces"] = json!([namespace]);
+    });
+    sandbox
+}
+
+/// What the agent was told last.
+fn told(sandbox: &Box_) -> ConfigureNetworkRequest {
+    let bytes = fs::read(sandbox.path("network")).unwrap_or_default();
+    ConfigureNetworkRequest::parse_from_bytes(&bytes).unwrap()
+}
+
+fn interface(sandbox: &Box_, name: &str) -> Interface {
+    let told = told(sandbox);
+    let mut found = told.interfaces.into_iter().filter(|i| i.name == name);
+    found.next().unwrap_or_default()
+}
+
+async fn create(sandbox: &mut Box_) -> TaskClient {
+    let client = sandbox.client().await;
+    let request = create_request(&sandbox.path("bundle"));
+    client.create(context(), &request).await.unwrap();
+    sandbox.note_pids();
+    client
+}
+
+async fn refused_create(sandbox: &mut Box_) -> (Code, String) {
+    let client = sandbox.client().await;
+    let request = create_request(&sandbox.path("bundle"));
+    let refusal = refusal(client.create(context(), &request).await);
+    client
+        .shutdown(context(), &shutdown_request())
+        .await
+        .unwrap();
+    refusal
+}
+
+async fn end(sandbox: &Box_, client: &TaskClient) {
+    // It may have ended by itself.
+    let _ = client.kill(context(), &kill_request(9)).await;
+    let _ = client.wait(context(), &wait_request("")).await;
+    let _ = client.delete(context(), &delete_request("")).await;
+    let _ = client.shutdown(context(), &shutdown_request()).await;
+    sandbox.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn an_interface_that_is_there_is_the_guests() {
+    let net = Net::new();
+    net.connect_container(1);
+    net.inside("route add default via 10.0.1.1");
+    net.inside("-6 route add default via fd00:1::1 metric 77");
+    net.inside("route add 203.0.113.0/24 via 100.64.0.1 dev eth1 onlink mtu 1300");
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut sandbox).await;
+
+    let eth = interface(&sandbox, "eth1");
+    assert_eq!(eth.device, *b"\x02lzrt\0");
+    assert_eq!(eth.hardware_address, [2, 0x42, 10, 0, 1, 2]);
+    assert_eq!(eth.mtu, 1450);
+    assert!(eth.ipv6);
+    let lengths: Vec<_> = eth.addresses.iter().map(|a| a.address.len()).collect();
+    assert_eq!(lengths, [4, 16, 16], "IPv4, IPv6 and its link-local");
+    assert_eq!(eth.addresses[0].address, [10, 0, 1, 2]);
+    assert_eq!(eth.addresses[0].prefix_length, 24);
+    assert_eq!(eth.addresses[0].broadcast, [10, 0, 1, 255]);
+    assert_eq!(eth.addresses[2].scope, 253);
+    let defaults = eth.routes.iter().filter(|route| route.prefix_length == 0);
+    let gateways: Vec<_> = defaults.map(|route| route.gateway.clone()).collect();
+    let ipv6: IpAddr = "fd00:1::1".parse().unwrap();
+    let IpAddr::V6(ipv6) = ipv6 else { panic!() };
+    assert_eq!(gateways, [vec![10, 0, 1, 1], ipv6.octets().to_vec()]);
+    let on_link = eth.routes.iter().find(|route| route.on_link).unwrap();
+    assert_eq!((on_link.prefix_length, on_link.mtu), (24, 1300));
+    assert_eq!(eth.routes.len(), 3, "not what comes with addresses");
+    assert_eq!(eth.neighbours.len(), 1);
+    assert_eq!(eth.neighbours[0].hardware_address, [2, 0, 0, 0, 0, 9]);
+
+    client.start(context(), &start_request("")).await.unwrap();
+    assert!(net.echoes(1));
+    assert_eq!((net.taps(), net.qdiscs()), (1, 2));
+    let output = net.inside("-6 address show dev lz0");
+    assert_eq!(output, "", "the tap is silent");
+    end(&sandbox, &client).await;
+    assert_eq!((net.taps(), net.qdiscs()), (0, 0));
+    assert!(net.inside("address").contains("10.0.1.2/24"));
+}
+
+#[tokio::test]
+async fn engines_find_a_new_namespace_by_pid_and_fill_it_before_start() {
+    let net = Net::new();
+    let mut sandbox = sandbox(None, &["sleep"]);
+    let client = create(&mut sandbox).await;
+    assert!(told(&sandbox).interfaces.is_empty());
+    let pid = sandbox.state().unwrap().pid.to_string();
+    net.connect(1, &pid);
+    let inside = |arguments: &str| {
+        let output = run("nsenter", &format!("-t {pid} -n ip {arguments}"));
+        assert!(output.status.success(), "{arguments}: {output:?}");
+    };
+    let loopback = run("nsenter", &format!("-t {pid} -n ip link show up dev lo"));
+    assert!(!loopback.stdout.is_empty(), "the loopback is up");
+    Net::set_up(1, inside);
+    client.start(context(), &start_request("")).await.unwrap();
+    // At the latest now, and not some time after.
+    assert_eq!(interface(&sandbox, "eth1").addresses.len(), 3);
+    assert!(net.echoes(1));
+    end(&sandbox, &client).await;
+}
+
+#[tokio::test]
+async fn a_running_container_follows_its_network() {
+    let net = Net::new();
+    net.connect_container(1);
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut sandbox).await;
+    client.start(context(), &start_request("")).await.unwrap();
+
+    net.connect_container(2);
+    sandbox
+        .wait_for("the new interface", || {
+            interface(&sandbox, "eth2").addresses.len() == 3
+        })
+        .await;
+    assert_eq!(interface(&sandbox, "eth2").device, *b"\x02lzrt\x01");
+    assert!(net.echoes(1) && net.echoes(2));
+
+    net.inside("address add 192.0.2.7/32 dev eth1");
+    net.inside("link set eth1 mtu 1400");
+    sandbox
+        .wait_for("the changes", || {
+            let eth = interface(&sandbox, "eth1");
+            eth.addresses.len() == 4 && eth.mtu == 1400
+        })
+        .await;
+    assert!(net.inside("link show dev lz0").contains("mtu 1400"));
+
+    ip(&format!("-n {} link delete v1", net.host));
+    sandbox
+        .wait_for("the interface to go", || {
+            told(&sandbox).interfaces.len() == 1 && net.taps() == 1
+        })
+        .await;
+    assert!(net.echoes(2));
+
+    // The slot is free again.
+    net.connect_container(3);
+    sandbox
+        .wait_for("the next interface", || {
+            interface(&sandbox, "eth3").addresses.len() == 3
+        })
+        .await;
+    assert_eq!(interface(&sandbox, "eth3").device, *b"\x02lzrt\x00");
+    assert!(net.echoes(2) && net.echoes(3));
+    end(&sandbox, &client).await;
+    assert_eq!((net.taps(), net.qdiscs()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
+    let net = Net::new();
+    net.connect_container(1);
+    let mut first = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut first).await;
+
+    let mut second = sandbox(Some(&net.path()), &["sleep"]);
+    let (_, text) = refused_create(&mut second).await;
+    assert!(
+        text.contains("interface eth1 belongs to another microVM"),
+        "{text}"
+    );
+    second.nothing_is_left().await;
+    client.start(context(), &start_request("")).await.unwrap();
+    assert!(net.echoes(1), "the first one's wire is whole");
+
+    let pid = first.state().unwrap().pid;
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    first.wait_for("the tap to go", || net.taps() == 0).await;
+    assert_eq!(net.qdiscs(), 1, "nobody was there to remove it");
+
+    let mut third = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut third).await;
+    client.start(context(), &start_request("")).await.unwrap();
+    assert!(net.echoes(1));
+    end(&third, &client).await;
+    assert_eq!((net.taps(), net.qdiscs()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_guest_cannot_have_is_refused_by_name() {
+    type Change = fn(&Net);
+    let cases: [(Change, &str); 3] = [
+        (
+            |net| {
+                for number in 1..=5 {
+                    net.connect_container(number);
+                }
+            },
+            "no slot is left for interface eth",
+        ),
+        (
+            |net| {
+                net.connect_container(1);
+                let namespace = &net.container;
+                let output = run("tc", &format!("-n {namespace} qdisc add dev eth1 ingress"));
+                assert!(output.status.success(), "{output:?}");
+                let filter = "filter add dev eth1 parent ffff: prio 7 protocol ip u32 match u32 0 0 flowid 1:1";
+                let output = run("tc", &format!("-n {namespace} {filter}"));
+                assert!(output.status.success(), "{output:?}");
+            },
+            "interface eth1 has traffic filters of its own",
+        ),
+        (
+            |net| {
+                net.inside("tuntap add tun7 mode tun");
+                net.inside("link set tun7 up");
+            },
+            "interface tun7 is not of Ethernet's kind",
+        ),
+    ];
+    for (change, expected) in cases {
+        let net = Net::new();
+        change(&net);
+        let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+        let (_, text) = refused_create(&mut sandbox).await;
+        assert!(text.contains(expected), "{text}");
+        sandbox.nothing_is_left().await;
+        assert_eq!(net.taps(), 0);
+    }
+}
+
+#[test]
+fn the_hosts_network_is_refused_before_anything_is_made() {
+    for (namespaces, expected) in [
+        (json!([]), "cannot share the host's network"),
+        (
+            json!([{ "type": "network", "path": "/proc/self/ns/net" }]),
+            "the host's own network namespace",
+        ),
+        (
+            json!([{ "type": "network", "path": "/proc/self/ns/ipc" }]),
+            "is no network namespace",
+        ),
+    ] {
+        let sandbox = Box_::new("ok", OCI);
+        sandbox.spec(&["sleep"], |spec| spec["linux"]["namespaces"] = namespaces);
+        let output = sandbox.shim("start");
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(expected), "{text}");
+        assert!(!sandbox.sandbox_dir().exists());
+    }
+}
+
+#[tokio::test]
+async fn names_are_asked_of_the_engines_resolver() {
+    let net = Net::new();
+    let resolver = within(&net.container, || {
+        let address: SocketAddr = "127.0.0.11:53".parse().unwrap();
+        let streams = TcpListener::bind(address).unwrap();
+        (streams, UdpSocket::bind(address).unwrap())
+    });
+    let (streams, datagrams) = resolver;
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        let (length, client) = datagrams.recv_from(&mut query).unwrap();
+        query[..length].reverse();
+        datagrams.send_to(&query[..length], client).unwrap();
+    });
+    std::thread::spawn(move || {
+        for client in streams.incoming() {
+            let mut client = client.unwrap();
+            // The first is the question whether somebody listens.
+            let _ = std::io::copy(&mut client.try_clone().unwrap(), &mut client);
+        }
+    });
+    let mut sandbox = sandbox(Some(&net.path()), &["resolve"]);
+    let resolv_conf = sandbox.path("resolv.conf");
+    fs::write(&resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n").unwrap();
+    sandbox.change_spec(|spec| {
+        let mount = json!({
+            "type": "bind", "source": resolv_conf, "destination": "/etc/resolv.conf",
+            "options": ["rbind"],
+        });
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    let client = create(&mut sandbox).await;
+    assert_eq!(told(&sandbox).name_server, [127, 0, 0, 11]);
+    client.start(context(), &start_request("")).await.unwrap();
+    let exit = client.wait(context(), &wait_request("")).await.unwrap();
+    assert_eq!(exit.exit_status, 0);
+    end(&sandbox, &client).await;
+}
