@@ -7,7 +7,7 @@ use oci_spec::runtime::{
 };
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
@@ -60,7 +60,12 @@ impl Sets {
 const FILES_SOFT: u64 = 1024;
 const FILES_HARD: u64 = 524_288;
 
-pub(crate) fn set_default_rlimits() -> Result<()> {
+/// Where the spec does not set it.
+pub(crate) fn set_default_rlimits(limits: &[PosixRlimit]) -> Result<()> {
+    let given = |limit: &PosixRlimit| limit.typ() == PosixRlimitType::RlimitNofile;
+    if limits.iter().any(given) {
+        return Ok(());
+    }
     let own = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let files = Rlimit {
         current: Some(FILES_SOFT.min(own)),
@@ -69,15 +74,35 @@ pub(crate) fn set_default_rlimits() -> Result<()> {
     setrlimit(Resource::Nofile, files).or_fail(|| "set the default rlimits")
 }
 
+/// Lets a process raise its limits to those of the spec, by the agent, as a container
+/// with a user namespace may not raise them itself.
+pub(crate) fn allow_rlimits(pid: Pid, limits: &[PosixRlimit]) -> Result<()> {
+    for limit in limits {
+        let resource = resource(limit.typ());
+        let own = getrlimit(resource);
+        if own.maximum.is_some_and(|maximum| maximum < limit.hard()) {
+            let new = Rlimit {
+                current: own.current,
+                maximum: bound(limit.hard()),
+            };
+            prlimit(Some(pid), resource, new)
+                .or_fail(|| format!("raise rlimit {}", limit.typ()))?;
+        }
+    }
+    Ok(())
+}
+
+fn bound(value: u64) -> Option<u64> {
+    (value != u64::MAX).then_some(value)
+}
+
 pub(crate) fn set_rlimits(limits: &[PosixRlimit]) -> Result<()> {
     for limit in limits {
-        let bound = |value: u64| (value != u64::MAX).then_some(value);
         let new = Rlimit {
             current: bound(limit.soft()),
             maximum: bound(limit.hard()),
         };
-        setrlimit(resource(limit.typ()), new)
-            .or_fail(|| format!("set rlimit {:?}", limit.typ()))?;
+        setrlimit(resource(limit.typ()), new).or_fail(|| format!("set rlimit {}", limit.typ()))?;
     }
     Ok(())
 }
@@ -99,6 +124,14 @@ pub(crate) fn become_user(process: &Process, kept: CapabilitySet) -> Result<()> 
         umask(Mode::from_raw_mode(0o022));
     }
     Ok(())
+}
+
+/// Root of the user namespace that this process has just entered.
+pub(crate) fn become_root() -> Result<()> {
+    let doing = || "become root of the user namespace";
+    set_thread_groups(&[]).or_fail(doing)?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).or_fail(doing)?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).or_fail(doing)
 }
 
 /// Brings the capabilities to exactly those of the spec.

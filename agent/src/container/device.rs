@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, fstat, makedev, mknodat, statat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
 use super::mount::{Reach, attach, clone_tree};
 use super::path::Root;
-use crate::failure::{Failure, OrFail, Result};
+use crate::failure::{Code, Failure, OrFail, Result};
 
 const DEFAULT_NODES: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
@@ -130,6 +131,8 @@ fn make_node(root: &Root, node: &Node) -> Result<()> {
     match mknodat(&directory, &name, node.kind, mode, node.device) {
         Ok(()) => {}
         Err(Errno::EXIST) => return check_existing(directory.as_fd(), &name, node),
+        // Root of a user namespace makes no devices: the guest's own is shown.
+        Err(Errno::PERM) => return bind_guests(root, node),
         Err(error) => return Err(error).or_fail(doing),
     }
     // mknod is subject to the umask; the spec's mode is not.
@@ -145,6 +148,17 @@ fn make_node(root: &Root, node: &Node) -> Result<()> {
     .or_fail(doing)
 }
 
+fn bind_guests(root: &Root, node: &Node) -> Result<()> {
+    let doing = || format!("show the guest's device {}", node.path.display());
+    let guests = clone_tree(CWD, &node.path, Reach::One).or_fail(doing)?;
+    let stat = fstat(&guests).or_fail(doing)?;
+    if FileType::from_raw_mode(stat.st_mode) != node.kind || stat.st_rdev != node.device {
+        return Err(another_thing(node));
+    }
+    let place = root.make_file(&node.path)?;
+    attach(guests.as_fd(), place.as_fd()).or_fail(doing)
+}
+
 /// A node that an image or an earlier entry has made must be the one asked for.
 fn check_existing(directory: BorrowedFd<'_>, name: &std::ffi::OsStr, node: &Node) -> Result<()> {
     let doing = || format!("look at device {}", node.path.display());
@@ -152,13 +166,15 @@ fn check_existing(directory: BorrowedFd<'_>, name: &std::ffi::OsStr, node: &Node
     if FileType::from_raw_mode(stat.st_mode) == node.kind && stat.st_rdev == node.device {
         return Ok(());
     }
-    Err(Failure::new(
-        crate::failure::Code::FailedPrecondition,
-        format!(
-            "{} is there already and is another thing",
-            node.path.display()
-        ),
-    ))
+    Err(another_thing(node))
+}
+
+fn another_thing(node: &Node) -> Failure {
+    let message = format!(
+        "{} is there already and is another thing",
+        node.path.display()
+    );
+    Failure::new(Code::FailedPrecondition, message)
 }
 
 /// Shows the terminal of the container as its /dev/console.

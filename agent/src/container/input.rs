@@ -11,6 +11,8 @@ pub(crate) struct Identity {
     pub(crate) id: String,
     /// The bundle's path on the host.
     pub(crate) bundle: String,
+    /// Mounts of the spec, by their place in its list, that the stage is handed ready.
+    pub(crate) mounts: Vec<usize>,
 }
 
 impl Identity {
@@ -28,6 +30,7 @@ pub(crate) struct Inherited {
     pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) personality: Option<LinuxPersonality>,
     pub(crate) has_time_namespace: bool,
+    pub(crate) has_user_namespace: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -17,7 +17,6 @@ mod hooks;
 mod input;
 mod listing;
 mod mount;
-mod mount_options;
 mod namespaces;
 mod passwd;
 mod path;
@@ -31,6 +30,7 @@ mod stage;
 mod sync;
 mod sysctl;
 mod terminal;
+mod user_namespace;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -46,8 +46,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Signal;
 
 pub(crate) use listing::Listed;
-pub(crate) use mount::{Reach, attach, clone_tree, new_file_system, set_attributes};
-pub(crate) use mount_options::Attributes;
+pub(crate) use mount::{Attributes, Reach, attach, clone_tree, new_file_system, set_attributes};
 pub(crate) use process::Process;
 pub use stage::{is_stage, run as run_stage};
 
@@ -55,6 +54,7 @@ use self::input::{Identity, Inherited, Joining};
 use self::process::Launch;
 use self::spawn::PidNamespace;
 use self::spec::Lsm;
+use self::user_namespace::{Mappings, mapped_mounts};
 use crate::cgroup::{self, Cgroup, Stats};
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::reaper::Reaper;
@@ -107,21 +107,29 @@ struct ForExecs {
     lsm: Lsm,
     oom_score_adj: Option<i32>,
     cpu_affinity: Option<ExecCPUAffinity>,
+    users: Option<Mappings>,
 }
 
 impl ForExecs {
-    fn of(spec: &Spec, process: &ProcessSpec, linux: &Linux) -> Self {
+    fn of(spec: &Spec, process: &ProcessSpec, linux: &Linux, users: Option<Mappings>) -> Self {
         Self {
             inherited: Inherited {
                 seccomp: linux.seccomp().clone(),
                 personality: linux.personality().clone(),
                 has_time_namespace: spec::has_namespace(linux, LinuxNamespaceType::Time),
+                has_user_namespace: users.is_some(),
             },
             lsm: Lsm::of(spec),
             oom_score_adj: process.oom_score_adj(),
             cpu_affinity: process.exec_cpu_affinity().clone(),
+            users,
         }
     }
+}
+
+/// Who a user of the container is in the guest.
+fn outer_uid(users: Option<&Mappings>, uid: u32) -> Result<u32> {
+    users.map_or(Ok(uid), |users| users.outer_uid(uid))
 }
 
 #[derive(Debug)]
@@ -164,9 +172,13 @@ impl Container {
         let (Some(process), Some(linux)) = (spec.process(), spec.linux()) else {
             return Err(Failure::invalid("the spec has no process or no linux part"));
         };
+        let users = Mappings::of(linux)?;
+        let mounts = spec.mounts().as_deref().unwrap_or_default();
+        let (places, mounts) = mapped_mounts(mounts, users.as_ref())?.into_iter().unzip();
         let identity = Identity {
             id: id.as_str().to_owned(),
             bundle: request.bundle.to_owned(),
+            mounts: places,
         };
         let input = identity.with_spec(request.spec_json)?;
         sysctl::set_network(linux)?;
@@ -182,6 +194,10 @@ impl Container {
             input: &input,
             terminal: process.terminal() == Some(true),
             oom_score_adj: process.oom_score_adj().unwrap_or_default(),
+            rlimits: process.rlimits().as_deref().unwrap_or_default(),
+            users: users.as_ref(),
+            uid: outer_uid(users.as_ref(), process.user().uid())?,
+            mounts,
             connections,
             cgroup: Arc::clone(&cgroup),
             start_in: cgroup.as_ref().as_fd(),
@@ -198,7 +214,7 @@ impl Container {
                 id,
                 cgroup,
                 first: Arc::new(first),
-                spec: ForExecs::of(spec, process, linux),
+                spec: ForExecs::of(spec, process, linux, users),
                 further: Mutex::default(),
                 workshop,
             }),
@@ -254,6 +270,10 @@ impl Container {
             input: &joining.encode()?,
             terminal: process.terminal() == Some(true),
             oom_score_adj: score.unwrap_or_default(),
+            rlimits: process.rlimits().as_deref().unwrap_or_default(),
+            users: None,
+            uid: outer_uid(self.spec.users.as_ref(), process.user().uid())?,
+            mounts: Vec::new(),
             connections,
             cgroup: Arc::clone(&self.cgroup),
             start_in: start_in.as_fd(),

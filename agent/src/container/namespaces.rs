@@ -17,6 +17,8 @@ use rustix::thread::{
     unshare_unsafe,
 };
 
+use super::credentials;
+use super::input::Inherited;
 use crate::failure::{Failure, OrFail, Result};
 
 /// Enters the namespaces of the spec. The PID namespace was entered by birth, and the
@@ -88,15 +90,22 @@ fn join(namespace: &LinuxNamespace) -> Result<()> {
 }
 
 /// Enters every namespace of a running container that a process is not born into.
-pub(crate) fn enter_container(pidfd: BorrowedFd<'_>, time: bool) -> Result<()> {
+pub(crate) fn enter_container(pidfd: BorrowedFd<'_>, inherited: &Inherited) -> Result<()> {
     let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
-    if time {
+    if inherited.has_time_namespace {
         all |= ThreadNameSpaceType::TIME;
     }
-    move_into_thread_name_spaces(pidfd, all).or_fail(|| "join the container's namespaces")
+    if inherited.has_user_namespace {
+        all |= ThreadNameSpaceType::USER;
+    }
+    move_into_thread_name_spaces(pidfd, all).or_fail(|| "join the container's namespaces")?;
+    if inherited.has_user_namespace {
+        credentials::become_root()?;
+    }
+    Ok(())
 }
 
 /// Host and domain name, allowed only where they are the container's own.

@@ -12,15 +12,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use oci_spec::runtime::PosixRlimit;
 use parking_lot::Mutex;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FileType, MemfdFlags, Uid, fchown, fstat, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use tokio::sync::{oneshot, watch};
 
 use super::spawn::{PidNamespace, Stage};
 use super::sync::{AgentSocket, Message};
-use super::terminal;
+use super::user_namespace::Mappings;
+use super::{credentials, terminal};
 use crate::cgroup::Cgroup;
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::reaper::{ExitStatus, Reaper};
@@ -36,6 +38,13 @@ pub(super) struct Launch<'a> {
     pub(super) input: &'a [u8],
     pub(super) terminal: bool,
     pub(super) oom_score_adj: i32,
+    pub(super) rlimits: &'a [PosixRlimit],
+    /// The container's user namespace, for its first process.
+    pub(super) users: Option<&'a Mappings>,
+    /// Whose pipes the process's stdio becomes.
+    pub(super) uid: u32,
+    /// Mounts of the spec that are made for the container.
+    pub(super) mounts: Vec<OwnedFd>,
     pub(super) connections: Connections,
     /// Watched for the OOM killer.
     pub(super) cgroup: Arc<Cgroup>,
@@ -75,6 +84,7 @@ impl Launch<'_> {
             (null_fds()?, Pending::Terminal(self.connections))
         } else {
             let (fds, stdio) = self.connections.into_pipes()?;
+            give_pipes(&fds, self.uid)?;
             (fds, Pending::Pipes(stdio))
         };
         fds.push(stage_end);
@@ -83,17 +93,20 @@ impl Launch<'_> {
             let copy = container.try_clone_to_owned();
             fds.push(copy.or_fail(|| "copy the container's descriptor")?);
         }
+        fds.extend(self.mounts);
         let stage = Stage {
             program: self.program,
             mode: self.mode,
             fds,
             cgroup: self.start_in,
             pid_namespace: self.pid_namespace,
+            users: self.users,
         };
         let spawned = stage.spawn()?;
         let status = self.reaper.expect(spawned.pid);
-        let protected = set_oom_score(spawned.pid, self.oom_score_adj);
-        let made = match protected {
+        let prepared = set_oom_score(spawned.pid, self.oom_score_adj)
+            .and_then(|()| credentials::allow_rlimits(spawned.pid, self.rlimits));
+        let made = match prepared {
             Ok(()) => created(&socket, &mut pending).await,
             Err(failure) => Err(failure),
         };
@@ -270,6 +283,18 @@ impl Process {
     pub(super) fn abandon_stdio(&self) {
         self.stdio.abort();
     }
+}
+
+/// The process may open its stdio by name, as /dev/stdout.
+fn give_pipes(fds: &[OwnedFd], uid: u32) -> Result<()> {
+    let doing = || "give stdio to the user";
+    for fd in fds {
+        let kind = FileType::from_raw_mode(fstat(fd).or_fail(doing)?.st_mode);
+        if kind == FileType::Fifo {
+            fchown(fd, Some(Uid::from_raw(uid)), None).or_fail(doing)?;
+        }
+    }
+    Ok(())
 }
 
 /// From outside, as a process with a user namespace may not lower its own score. The

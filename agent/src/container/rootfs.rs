@@ -1,6 +1,7 @@
 //! The container's root file system, from the spec's root directory to the root of
 //! the process: mounts and devices, `pivot_root`, then everything that closes it down.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -12,16 +13,21 @@ use rustix::mount::{
 use rustix::process::{fchdir, pivot_root};
 
 use super::mount::{
-    Reach, clone_tree, make_read_only, mask, mount, set_attributes, set_propagation,
+    Attributes, Propagation, Reach, clone_tree, make_read_only, mask, mount, set_attributes,
+    set_propagation,
 };
-use super::mount_options::{Attributes, Propagation};
 use super::path::Root;
 use super::{device, sysctl};
 use crate::failure::{Failure, OrFail, Result};
 
 /// Builds the root below `root.path` and makes it the root of this process, which
-/// has a mount namespace of its own by now.
-pub(crate) fn enter(spec: &Spec, linux: &Linux) -> Result<()> {
+/// has a mount namespace of its own by now. Sources of some mounts are `prepared`, by
+/// their place in the spec's list.
+pub(crate) fn enter(
+    spec: &Spec,
+    linux: &Linux,
+    mut prepared: HashMap<usize, OwnedFd>,
+) -> Result<()> {
     let path = spec
         .root()
         .as_ref()
@@ -36,8 +42,8 @@ pub(crate) fn enter(spec: &Spec, linux: &Linux) -> Result<()> {
     let tree = attach_root(path)?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let root = Root::new(open_directory(tree.as_fd())?);
-    for entry in mounts {
-        mount(&root, entry)?;
+    for (place, entry) in mounts.iter().enumerate() {
+        mount(&root, entry, prepared.remove(&place))?;
     }
     device::populate(
         &root,

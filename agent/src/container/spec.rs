@@ -5,13 +5,13 @@
 //! will. `linux.cgroupsPath` likewise names a place on the host.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Mount, Process, Spec,
+    Linux, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Process, Spec,
 };
 
-use super::sysctl;
+use super::user_namespace::Mappings;
+use super::{mount, sysctl};
 use crate::failure::{Failure, Result};
 
 /// Annotation by which a caller agrees to do without the host's `AppArmor` or `SELinux`
@@ -59,8 +59,8 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
     refuse("windows", spec.windows().is_some())?;
     refuse("vm", spec.vm().is_some())?;
     refuse("zos", spec.zos().is_some())?;
-    for mount in spec.mounts().iter().flatten() {
-        check_mount(mount)?;
+    for entry in spec.mounts().iter().flatten() {
+        mount::check(entry)?;
     }
     let lsm = Lsm::of(spec);
     check_process(process, lsm)?;
@@ -134,16 +134,7 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
             "a container without a mount namespace",
         ));
     }
-    refuse(
-        "a user namespace",
-        has_namespace(linux, LinuxNamespaceType::User),
-    )?;
-    let maps = [linux.uid_mappings(), linux.gid_mappings()];
-    refuse(
-        "linux.uidMappings",
-        maps.iter()
-            .any(|map| map.as_ref().is_some_and(|map| !map.is_empty())),
-    )?;
+    Mappings::of(linux)?;
     if is_filled(linux.time_offsets().as_ref()) && !has_namespace(linux, LinuxNamespaceType::Time) {
         return Err(Failure::invalid(
             "linux.timeOffsets needs a time namespace in linux.namespaces",
@@ -159,25 +150,6 @@ pub(crate) fn has_namespace(linux: &Linux, kind: LinuxNamespaceType) -> bool {
 
 fn is_filled<T>(map: Option<&HashMap<String, T>>) -> bool {
     map.is_some_and(|map| !map.is_empty())
-}
-
-fn check_mount(mount: &Mount) -> Result<()> {
-    let mapped = mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
-    refuse(
-        &format!(
-            "an id mapping of the mount on {}",
-            mount.destination().display()
-        ),
-        mapped,
-    )?;
-    // A mount inside /proc could make the container believe anything of itself; only
-    // whole proc file systems have a place there.
-    let inside_proc = mount.destination().starts_with("/proc")
-        && mount.destination().as_path() != Path::new("/proc");
-    refuse(
-        &format!("a mount on {}", mount.destination().display()),
-        inside_proc,
-    )
 }
 
 fn refuse(setting: &str, present: bool) -> Result<()> {

@@ -6,6 +6,7 @@
     reason = "takes over the descriptors its parent has placed"
 )]
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -24,7 +25,7 @@ use super::input::{Identity, Joining, decode_creation};
 use super::mount::open_null;
 use super::path::Root;
 use super::seccomp::Filter;
-use super::spawn::{CONTAINER_PIDFD, INPUT_FD, SYNC_FD};
+use super::spawn::{CONTAINER_PIDFD, INPUT_FD, MOUNTS_FD, SYNC_FD};
 use super::sync::StageSocket;
 use super::terminal::Terminal;
 use super::{credentials, device, hooks, namespaces, passwd, rootfs, scheduling};
@@ -74,10 +75,13 @@ fn create(sync: &StageSocket) -> Result<Ready> {
         return Err(Failure::invalid("the spec has no process or no linux part"));
     };
     let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
-    isolate()?;
+    let mounts = prepared_mounts(&identity)?;
+    isolate(process)?;
     namespaces::enter(linux)?;
+    // Nobody can look at it before: the files of /proc are its own until then.
+    hide()?;
     namespaces::set_names(&spec, linux)?;
-    rootfs::enter(&spec, linux)?;
+    rootfs::enter(&spec, linux, mounts)?;
     let root = Root::of_process()?;
     let terminal = open_terminal(process)?;
     if let Some(terminal) = &terminal {
@@ -110,11 +114,12 @@ fn join(sync: &StageSocket) -> Result<Ready> {
     let container = inherited_fd(CONTAINER_PIDFD)?;
     let filter = inherited.seccomp.as_ref().map(Filter::compile);
     let filter = filter.transpose()?;
-    isolate()?;
+    hide()?;
+    isolate(&process)?;
     if let Some(affinity) = process.exec_cpu_affinity() {
         scheduling::set_initial_affinity(affinity)?;
     }
-    namespaces::enter_container(container.as_fd(), inherited.has_time_namespace)?;
+    namespaces::enter_container(container.as_fd(), &inherited)?;
     drop(container);
     let root = Root::of_process()?;
     let terminal = open_terminal(&process)?;
@@ -175,13 +180,23 @@ fn start(sync: &StageSocket, ready: &Ready) -> Result<()> {
     }))
 }
 
-/// Cuts this process off from the agent's session and from other processes' eyes.
-fn isolate() -> Result<()> {
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .or_fail(|| "hide the stage from debuggers")?;
-    credentials::set_default_rlimits()?;
+/// Closes this process to other processes' eyes.
+fn hide() -> Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).or_fail(|| "hide the stage from debuggers")
+}
+
+/// Cuts this process off from what the agent has set for itself.
+fn isolate(process: &Process) -> Result<()> {
+    credentials::set_default_rlimits(process.rlimits().as_deref().unwrap_or_default())?;
     setsid().or_fail(|| "make a session")?;
     Ok(())
+}
+
+fn prepared_mounts(identity: &Identity) -> Result<HashMap<usize, OwnedFd>> {
+    let places = identity.mounts.iter().zip(MOUNTS_FD..);
+    places
+        .map(|(&place, number)| Ok((place, inherited_fd(number)?)))
+        .collect()
 }
 
 fn open_terminal(process: &Process) -> Result<Option<Terminal>> {
@@ -201,8 +216,8 @@ fn report_created(sync: &StageSocket, terminal: Option<Terminal>) -> Result<()> 
     Ok(())
 }
 
-/// Descriptors on the guest's null device move to the container's; the others
-/// become the user's, so that /dev/stdout can be opened by its name.
+/// Descriptors on the guest's null device move to the container's. A terminal becomes
+/// the user's, as pipes are already, so that /dev/stdout can be opened by its name.
 fn prepare_stdio(root: &Root, process: &Process) -> Result<()> {
     let uid = Uid::from_raw(process.user().uid());
     for (number, fd) in [stdin(), stdout(), stderr()].into_iter().enumerate() {
@@ -211,7 +226,7 @@ fn prepare_stdio(root: &Root, process: &Process) -> Result<()> {
             && stat.st_rdev == rustix::fs::makedev(1, 3);
         if is_null {
             reopen_null(root, number)?;
-        } else {
+        } else if process.terminal() == Some(true) {
             fchown(fd, Some(uid), None).or_fail(|| "give stdio to the user")?;
         }
     }

@@ -26,10 +26,10 @@ use ttrpc::context::{Context, with_timeout};
 const CALL_TIMEOUT_NS: i64 = 60_000_000_000;
 pub(crate) const BUNDLE: &str = "/bundles/of/the/host";
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 32] = [
-    "cat", "chmod", "cut", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill", "ln",
-    "ls", "mkdir", "mount", "nsenter", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty",
-    "tail", "taskset", "test", "touch", "true", "tty", "uname", "unshare", "wc",
+const APPLETS: [&str; 33] = [
+    "cat", "chmod", "cut", "date", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill",
+    "ln", "ls", "mkdir", "mount", "nsenter", "ps", "pwd", "readlink", "sh", "sleep", "stat",
+    "stty", "tail", "taskset", "test", "touch", "true", "tty", "uname", "unshare", "wc",
 ];
 
 /// Leaves the calling test, loudly, when namespaces cannot be made.

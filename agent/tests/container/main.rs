@@ -15,3 +15,4 @@ mod mounts;
 mod namespaces;
 mod scheduling;
 mod stdio;
+mod user_namespace;

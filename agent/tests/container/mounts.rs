@@ -112,3 +112,206 @@ async fn missing_source_is_named() {
         "bind /no/such/source on /v: no such file or directory"
     );
 }
+
+async fn mountinfo(container: Box, path: &str) -> String {
+    let pattern = format!(" {path} ");
+    let container = container.set(
+        "/process/args",
+        json!(["grep", pattern, "/proc/self/mountinfo"]),
+    );
+    let outcome = container.run().await;
+    assert_eq!(outcome.stderr, "");
+    outcome.stdout
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_attribute_is_set() {
+    require_root!();
+    let volume = tempfile::tempdir().expect("temporary directory");
+    for (option, shown) in [
+        ("ro", "ro"),
+        ("nosuid", "nosuid"),
+        ("nodev", "nodev"),
+        ("noexec", "noexec"),
+        ("noatime", "noatime"),
+        ("nodiratime", "nodiratime"),
+        ("nosymfollow", "nosymfollow"),
+        ("relatime", "relatime"),
+    ] {
+        let container = Box::sh("true").mount(bind(volume.path(), "/v", &["rbind", option]));
+        let info = mountinfo(container, "/v").await;
+        let attributes = info.split(' ').nth(5).expect("attributes").to_owned();
+        assert!(
+            attributes.split(',').any(|one| one == shown),
+            "{option}: {attributes}"
+        );
+        let container = Box::sh("true").mount(json!({
+            "destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": [option] }));
+        let info = mountinfo(container, "/t").await;
+        assert!(info.contains(shown), "{option}: {info}");
+    }
+    let container = Box::sh("true").mount(bind(volume.path(), "/v", &["bind", "strictatime"]));
+    assert!(!mountinfo(container, "/v").await.contains("relatime"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recursive_attributes_reach_mounts_below() {
+    require_root!();
+    let below = json!({ "destination": "/v/below", "type": "tmpfs", "source": "tmpfs" });
+    let volume = tempfile::tempdir().expect("temporary directory");
+    fs::create_dir(volume.path().join("below")).expect("directory");
+    // The tree below /v as a second container mount sees it is bound once more.
+    let outcome = Box::sh("touch /dev/shm/x; touch /w/shm/x")
+        .mount(below)
+        .mount(bind(Path::new("/dev"), "/w", &["rbind", "rro", "rnoexec"]))
+        .run()
+        .await;
+    assert!(
+        outcome.stderr.contains("/w/shm/x: Read-only"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(!outcome.stderr.contains("/dev/shm/x"), "{}", outcome.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn propagation_is_that_of_the_options() {
+    require_root!();
+    let volume = tempfile::tempdir().expect("temporary directory");
+    for (option, shown) in [
+        ("shared", "shared:"),
+        ("rshared", "shared:"),
+        ("unbindable", "unbindable"),
+        ("runbindable", "unbindable"),
+    ] {
+        let container = Box::sh("true").mount(bind(volume.path(), "/v", &["rbind", option]));
+        assert!(mountinfo(container, "/v").await.contains(shown), "{option}");
+    }
+    for option in ["private", "rprivate", "slave", "rslave"] {
+        let container = Box::sh("true").mount(bind(volume.path(), "/v", &["rbind", option]));
+        let info = mountinfo(container, "/v").await;
+        assert!(
+            !info.contains("shared:") && !info.contains("unbindable"),
+            "{option}: {info}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_propagation_is_that_of_the_spec() {
+    require_root!();
+    for (word, shown) in [
+        ("shared", "shared:"),
+        ("rshared", "shared:"),
+        ("unbindable", "unbindable"),
+    ] {
+        let container = Box::sh("true").set("/linux/rootfsPropagation", json!(word));
+        let info = mountinfo(container, "/").await;
+        assert!(info.contains(shown), "{word}: {info}");
+    }
+    for word in ["private", "slave", "rslave"] {
+        let container = Box::sh("true").set("/linux/rootfsPropagation", json!(word));
+        assert!(
+            !mountinfo(container, "/").await.contains("shared:"),
+            "{word}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tmpfs_can_start_with_what_it_covers() {
+    require_root!();
+    let mount = json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs",
+                        "options": ["rprivate", "nosuid", "nodev", "tmpcopyup", "ro"] });
+    let container = Box::sh("grep -c root /etc/passwd; touch /etc/x").mount(mount);
+    let outcome = container.run().await;
+    assert_eq!(outcome.stdout, "1\n");
+    assert!(outcome.stderr.contains("Read-only"), "{}", outcome.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounted_thing_can_be_changed() {
+    require_root!();
+    let again = json!({ "destination": "/dev/shm", "source": "none",
+                        "options": ["remount", "ro", "noexec", "size=4k"] });
+    let info = mountinfo(Box::sh("true").mount(again), "/dev/shm").await;
+    assert!(info.contains(" ro,"), "{info}");
+    assert!(info.contains("size=4k"), "{info}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernel_file_systems_take_their_options() {
+    require_root!();
+    let proc = json!({ "destination": "/p", "type": "proc", "source": "proc",
+                       "options": ["subset=pid", "hidepid=2"] });
+    let outcome = Box::sh("ls /p/meminfo; ls /p/self/stat; ls /dev/mqueue; cat /sys/fs/cgroup/cgroup.procs | wc -l; stat -c %a /dev/ptmx")
+        .mount(proc)
+        .run()
+        .await;
+    assert!(
+        outcome.stderr.contains("/p/meminfo: No such file"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(
+        outcome.stdout.starts_with("/p/self/stat\n"),
+        "{}",
+        outcome.stdout
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_of_proc_may_be_covered() {
+    require_root!();
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    fs::write(file.path(), "11.5 3.2\n").expect("file");
+    let container = Box::new(&["cat", "/proc/uptime"]).mount(bind(
+        file.path(),
+        "/proc/uptime",
+        &["bind", "ro"],
+    ));
+    assert_eq!(container.run().await.stdout, "11.5 3.2\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn link_cannot_lead_a_mount_into_proc() {
+    require_root!();
+    let volume = tempfile::tempdir().expect("temporary directory");
+    let container = Box::new(&["true"]).mount(bind(volume.path(), "/data", &["rbind"]));
+    symlink("/proc/sys", container.root().join("data")).expect("link");
+    let (code, text) = refused(container.try_run().await);
+    assert_eq!(code, ttrpc::Code::UNIMPLEMENTED);
+    assert!(text.contains("/data"), "{text}");
+    // Only a proc file system passes for /proc.
+    let container = Box::new(&["true"]).mount(bind(volume.path(), "/proc", &["rbind"]));
+    assert_eq!(
+        refused(container.try_run().await).0,
+        ttrpc::Code::UNIMPLEMENTED
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_a_mapped_mount_belong_to_others() {
+    require_root!();
+    let volume = tempfile::tempdir().expect("temporary directory");
+    fs::write(volume.path().join("file"), "x").expect("file");
+    let map = json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]);
+    for option in ["idmap", "ridmap"] {
+        let mut mount = bind(volume.path(), "/v", &["rbind", option]);
+        mount["uidMappings"] = map.clone();
+        mount["gidMappings"] = map.clone();
+        let outcome = Box::new(&["stat", "-c", "%u:%g", "/v/file"])
+            .mount(mount)
+            .run()
+            .await;
+        assert_eq!(
+            outcome.stdout, "1000:1000\n",
+            "{option}: {}",
+            outcome.stderr
+        );
+    }
+    let mount = bind(volume.path(), "/v", &["rbind", "idmap"]);
+    let (code, text) = refused(Box::new(&["true"]).mount(mount).try_run().await);
+    assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+    assert!(text.contains("/v"), "{text}");
+}

@@ -2,6 +2,7 @@
 //! kernel's mount calls want: attributes of the mount, its propagation, and
 //! parameters of the file system.
 
+use super::kernel::Reach;
 use crate::failure::{Failure, Result};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -26,6 +27,10 @@ impl Attributes {
         set: RDONLY,
         clear: 0,
     };
+
+    pub(crate) fn is_read_only(self) -> bool {
+        self.set & RDONLY != 0
+    }
 
     pub(crate) fn is_empty(self) -> bool {
         self == Self::default()
@@ -78,14 +83,21 @@ pub(crate) enum Bind {
     Recursive,
 }
 
+/// A parameter of a file system, as key or key=value.
+pub(crate) type Parameter = (String, Option<String>);
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct MountOptions {
     pub(crate) bind: Option<Bind>,
+    /// Changes what is mounted there, rather than mount on it.
+    pub(crate) remount: bool,
+    /// Starts a tmpfs with what it covers.
+    pub(crate) copy_up: bool,
+    pub(crate) id_map: Option<Reach>,
     pub(crate) attributes: Attributes,
     pub(crate) recursive_attributes: Attributes,
     pub(crate) propagation: Vec<Propagation>,
-    /// Parameters of the file system, as key or key=value.
-    pub(crate) parameters: Vec<(String, Option<String>)>,
+    pub(crate) parameters: Vec<Parameter>,
 }
 
 impl MountOptions {
@@ -111,12 +123,17 @@ impl MountOptions {
             return Ok(());
         }
         match word {
-            "defaults" | "async" | "loud" | "nomand" | "noiversion" | "nolazytime" => {}
+            // What every mount is that does not say otherwise; `silent` and `loud` are
+            // about the kernel's log.
+            "defaults" | "async" | "loud" | "silent" | "nomand" | "noiversion" | "nolazytime" => {}
             "bind" => self.bind = Some(Bind::Single),
             "rbind" => self.bind = Some(Bind::Recursive),
-            "remount" | "tmpcopyup" | "idmap" | "ridmap" | "iversion" => {
-                return Err(Failure::unsupported(format!("mount option {word}")));
-            }
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            "idmap" => self.id_map = Some(Reach::One),
+            "ridmap" => self.id_map = Some(Reach::Tree),
+            // The kernel has taken no heed of it since 5.15.
+            "mand" => return Err(Failure::unsupported("mount option mand")),
             _ => self.parameters.push(match word.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                 None => (word.to_owned(), None),
@@ -191,7 +208,7 @@ mod tests {
 
     #[test]
     fn unsupported_option_is_named() {
-        let failure = parse(&["tmpcopyup"]).expect_err("unsupported");
-        assert_eq!(failure.message, "mount option tmpcopyup is not supported");
+        let failure = parse(&["mand"]).expect_err("unsupported");
+        assert_eq!(failure.message, "mount option mand is not supported");
     }
 }
