@@ -104,13 +104,13 @@ async fn capabilities_are_those_of_the_namespace_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_are_raised_for_mapped_containers_too() {
+async fn limits_are_set_for_mapped_containers_too() {
     require_root!();
-    let limits = json!([{ "type": "RLIMIT_MEMLOCK", "soft": 1_u64 << 40, "hard": 1_u64 << 40 },
-                        { "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4096 }]);
-    let container = mapped(Box::sh("ulimit -l; ulimit -n")).set("/process/rlimits", limits);
+    // Above the soft limit that is the default.
+    let limits = json!([{ "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4097 }]);
+    let container = mapped(Box::sh("ulimit -Sn; ulimit -Hn")).set("/process/rlimits", limits);
     let outcome = container.run().await;
-    assert_eq!(outcome.stdout, "1073741824\n4096\n", "{}", outcome.stderr);
+    assert_eq!(outcome.stdout, "4096\n4097\n", "{}", outcome.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
