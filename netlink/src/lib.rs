@@ -11,6 +11,7 @@ mod link;
 mod message;
 mod neighbour;
 mod route;
+mod rule;
 mod socket;
 
 pub use address::{Address, AddressFlags};
@@ -19,6 +20,7 @@ pub use link::{Link, LinkChange, LinkFlags};
 pub use message::{Attributes, Message, NEST, Reply, text};
 pub use neighbour::Neighbour;
 pub use route::{MAIN_TABLE, Route, RouteProtocol};
+pub use rule::ruled_tables;
 pub use socket::Socket;
 
 /// A 48-bit Ethernet address.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use lazaret_netlink::{
-    Address, AddressFlags, HardwareAddress, Link, LinkFlags, Neighbour, Route, RouteProtocol,
-    Socket,
+    Address, AddressFlags, HardwareAddress, Link, LinkFlags, MAIN_TABLE, Neighbour, Route,
+    RouteProtocol, Socket, ruled_tables,
 };
 use lazaret_protocol::agent as proto;
 use rustix::io::Errno;
@@ -17,6 +17,10 @@ use super::tap;
 
 /// More is no container's network, and would not fit into a request.
 const ENTRIES_MAX: usize = 4096;
+
+/// `RT_TABLE_DEFAULT` (always empty), `RT_TABLE_MAIN` and `RT_TABLE_LOCAL`, which the
+/// kernel fills.
+const USUAL_TABLES: [u32; 3] = [253, MAIN_TABLE, 255];
 
 #[derive(Debug, Error)]
 pub enum InterfaceError {
@@ -32,6 +36,8 @@ pub enum InterfaceError {
     Ipvlan(String),
     #[error("route to {0} has several next hops, which a microVM's network does not get")]
     Multipath(String),
+    #[error("a routing rule leads to table {0}: policy routing cannot be honoured by a microVM")]
+    PolicyRouting(u32),
     #[error("the network has more than {ENTRIES_MAX} {0}")]
     TooMany(&'static str),
 }
@@ -71,6 +77,10 @@ impl Found {
         let routes = bounded(Route::list(socket).map_err(read("routes"))?, "routes")?;
         let neighbours = Neighbour::list(socket).map_err(read("neighbours"))?;
         let neighbours = bounded(neighbours, "neighbours")?;
+        let tables = ruled_tables(socket).map_err(read("rules"))?;
+        if let Some(table) = tables.iter().find(|table| !USUAL_TABLES.contains(table)) {
+            return Err(InterfaceError::PolicyRouting(*table));
+        }
         if let Some(route) = routes.iter().find(|route| route.index == 0) {
             let to = format!("{}/{}", route.destination, route.prefix_length);
             return Err(InterfaceError::Multipath(to));

@@ -47,6 +47,9 @@ pub const SLOTS: u8 = 4;
 /// Name queries and connections of the guest at once; it knows the bound.
 const QUERIES_MAX: usize = 32;
 
+/// From which ports the host's kernel chooses, in its thread's network namespace.
+const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
 /// A VMM answers a request at once.
 const VMM_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -58,6 +61,8 @@ pub enum NetworkError {
     Interface(#[from] InterfaceError),
     #[error(transparent)]
     Tie(#[from] TieError),
+    #[error("cannot write {LOCAL_PORTS}")]
+    Ports(#[source] std::io::Error),
     #[error("no slot is left for interface {0}: a microVM has {SLOTS} of them")]
     NoSlot(String),
     #[error("interface {name} cannot be connected to the microVM")]
@@ -114,6 +119,9 @@ impl Network {
         state.drop_gone(&mut socket, &found, vm).await?;
         let tied = state.tie_new(&mut socket, &found, vm).await;
         let server = self.find_server().await;
+        if server.is_some() {
+            state.share(&mut socket)?;
+        }
         let request = ConfigureNetworkRequest {
             interfaces: state.describe(&found),
             name_server: server.map(octets).unwrap_or_default(),
@@ -242,6 +250,17 @@ impl State {
                 return Err(err);
             }
             self.ties.push(tie);
+        }
+        Ok(())
+    }
+
+    /// Lets the engine's resolver ask further name servers. Its questions leave by the
+    /// namespace's interfaces, from ports that no guest uses.
+    fn share(&mut self, socket: &mut Socket) -> Result<(), NetworkError> {
+        let (first, last) = tc::SHARED_PORTS;
+        std::fs::write(LOCAL_PORTS, format!("{first} {last}")).map_err(NetworkError::Ports)?;
+        for tie in &mut self.ties {
+            tie.share(socket)?;
         }
         Ok(())
     }

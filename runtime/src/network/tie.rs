@@ -28,6 +28,8 @@ pub enum TieError {
     Tap { name: String, source: io::Error },
     #[error("cannot tie interface {name} to its tap")]
     Tie { name: String, source: Errno },
+    #[error("cannot share interface {name} with the engine's resolver")]
+    Share { name: String, source: io::Error },
     #[error("cannot give interface {name} back")]
     Release { name: String, source: Errno },
     #[error("cannot set the MTU of the tap of interface {name} to {mtu}")]
@@ -47,6 +49,8 @@ pub(super) struct Tie {
     /// Index of the tap.
     pub(super) tap: u32,
     mtu: u32,
+    /// With the engine's resolver.
+    shared: bool,
 }
 
 impl Tie {
@@ -83,8 +87,21 @@ impl Tie {
             slot,
             tap: tap.index,
             mtu: interface.mtu,
+            shared: false,
         };
         Ok((tie, tap.fd))
+    }
+
+    /// Lets the engine's resolver ask further name servers by this interface.
+    pub(super) fn share(&mut self, socket: &mut Socket) -> Result<(), TieError> {
+        if !self.shared {
+            tc::share(socket, self.index, self.tap).map_err(|source| TieError::Share {
+                name: self.name.clone(),
+                source: source.into(),
+            })?;
+            self.shared = true;
+        }
+        Ok(())
     }
 
     /// Takes over what has changed of the interface itself.

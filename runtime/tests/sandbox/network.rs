@@ -121,6 +121,27 @@ impl Net {
         })
     }
 
+    /// Whether an engine's resolver, in the container's namespace, is answered by a
+    /// name server behind the interface.
+    fn forwards(&self, server: &'static str, any: &'static str) -> bool {
+        let listening = within(&self.host, move || UdpSocket::bind(server).unwrap());
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            let (length, client) = listening.recv_from(&mut query).unwrap();
+            listening.send_to(&query[..length], client).unwrap();
+        });
+        within(&self.container, move || {
+            let socket = UdpSocket::bind(any).unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
+            socket.connect(server).unwrap();
+            socket.send(b"query").unwrap();
+            let mut answer = [0; 512];
+            matches!(socket.recv(&mut answer), Ok(length) if answer[..length] == *b"query")
+        })
+    }
+
     fn taps(&self) -> usize {
         self.inside("-o link").matches(": lz").count()
     }
@@ -347,7 +368,7 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
 #[tokio::test]
 async fn what_a_guest_cannot_have_is_refused_by_name() {
     type Change = fn(&Net);
-    let cases: [(Change, &str); 3] = [
+    let cases: [(Change, &str); 4] = [
         (
             |net| {
                 for number in 1..=5 {
@@ -374,6 +395,13 @@ async fn what_a_guest_cannot_have_is_refused_by_name() {
                 net.inside("link set tun7 up");
             },
             "interface tun7 is not of Ethernet's kind",
+        ),
+        (
+            |net| {
+                net.connect_container(1);
+                net.inside("rule add from 10.0.1.2 table 77");
+            },
+            "a routing rule leads to table 77",
         ),
     ];
     for (change, expected) in cases {
@@ -413,6 +441,11 @@ fn the_hosts_network_is_refused_before_anything_is_made() {
 #[tokio::test]
 async fn names_are_asked_of_the_engines_resolver() {
     let net = Net::new();
+    net.connect_container(1);
+    ip(&format!(
+        "-n {} address add fd00:1::1/64 dev v1 nodad",
+        net.host
+    ));
     let resolver = within(&net.container, || {
         let address: SocketAddr = "127.0.0.11:53".parse().unwrap();
         let streams = TcpListener::bind(address).unwrap();
@@ -447,5 +480,8 @@ async fn names_are_asked_of_the_engines_resolver() {
     client.start(context(), &start_request("")).await.unwrap();
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
     assert_eq!(exit.exit_status, 0);
+    assert!(net.forwards("10.0.1.1:53", "0.0.0.0:0"));
+    assert!(net.forwards("[fd00:1::1]:53", "[::]:0"));
+    assert!(net.echoes(1), "all else is the guest's");
     end(&sandbox, &client).await;
 }
