@@ -47,7 +47,7 @@ agent:
 install:
 	@test -e $(release)/lazaret -a -e $(target)/initramfs -a -e $(target)/guest-kernel/vmlinux \
 	    || { echo 'error: nothing to install; run: make build' >&2; exit 1; }
-	install -D -m 755 -t $(bin) $(release)/lazaret $(release)/containerd-shim-lazaret-v2
+	install -D -m 755 -t $(bin) $(release)/lazaret $(release)/lazaret-oci $(release)/containerd-shim-lazaret-v2
 	install -D -m 755 -t $(libexec) $(release)/lazaret-vmm
 	install -D -m 644 -t $(share) $(target)/guest-kernel/vmlinux $(target)/initramfs
 

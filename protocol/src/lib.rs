@@ -1,6 +1,7 @@
 //! The one vocabulary between the sandbox process and the guest's agent: vsock
 //! ports, the handshake line and the ttrpc service of `agent.proto`.
 
+pub mod features;
 mod hello;
 pub mod ports;
 

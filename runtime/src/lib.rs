@@ -7,6 +7,7 @@ pub mod container;
 pub mod hooks;
 pub mod image;
 pub mod network;
+pub mod oci;
 pub mod process;
 pub mod sandbox;
 pub mod shim;

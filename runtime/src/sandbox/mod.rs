@@ -158,6 +158,10 @@ impl Sandbox {
         &self.setup.id
     }
 
+    pub fn namespace(&self) -> &str {
+        &self.setup.namespace
+    }
+
     /// Counts a client in.
     pub fn client(self: &Arc<Self>) -> Client {
         self.clients.send_modify(|count| *count += 1);

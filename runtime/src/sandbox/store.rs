@@ -109,7 +109,8 @@ impl SandboxDir {
         })
     }
 
-    fn read_pid(&self) -> Option<(u32, u64)> {
+    /// The sandbox process as `start` has left it: number and start time.
+    pub fn read_pid(&self) -> Option<(u32, u64)> {
         let text = fs::read_to_string(self.pid_file()).ok()?;
         let (pid, start_time) = text.split_once(' ')?;
         Some((pid.parse().ok()?, start_time.parse().ok()?))

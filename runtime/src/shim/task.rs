@@ -21,10 +21,14 @@ use ttrpc::{Code, Error as TtrpcError, Result as TtrpcResult};
 use super::metrics::{METRICS_TYPE, metrics};
 use crate::agent::AgentError;
 use crate::process::{Exit, Stage};
+use crate::sandbox::config::OCI_NAMESPACE;
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::RootMount;
 use crate::sandbox::{Chain, CreateRequest, ExecRequest, Sandbox, SandboxError};
 use crate::stdio::StdioPaths;
+
+/// What the agent says of a process.
+const PROCESS_TYPE: &str = "lazaret.agent.v1.ListProcessesReply.Entry";
 
 pub(super) struct TaskService {
     sandbox: Arc<Sandbox>,
@@ -187,8 +191,18 @@ impl Task for TaskService {
         let processes = self
             .call(|sandbox| async move { sandbox.processes(&id).await })
             .await?;
+        // For `lazaret-oci ps`; other clients know nothing of this type.
+        let told = self.sandbox.namespace() == OCI_NAMESPACE;
         let processes = processes.into_iter().map(|process| ProcessInfo {
             pid: process.guest_pid,
+            info: told
+                .then(|| process.write_to_bytes().unwrap_or_default())
+                .map(|value| Any {
+                    type_url: PROCESS_TYPE.to_owned(),
+                    value,
+                    ..Any::default()
+                })
+                .into(),
             ..ProcessInfo::default()
         });
         Ok(PidsResponse {
