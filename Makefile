@@ -11,7 +11,7 @@ bin     := $(DESTDIR)$(PREFIX)/bin
 libexec := $(DESTDIR)$(PREFIX)/libexec/lazaret
 share   := $(DESTDIR)$(PREFIX)/share/lazaret
 
-.PHONY: help deps build kernel agent install demo test bench lint clean
+.PHONY: help deps build kernel agent install demo test test-full bench lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +20,8 @@ help:
 	@echo 'make kernel    build the guest kernel, or take it from the cache'
 	@echo 'make install   install what was built (DESTDIR, PREFIX=/usr)'
 	@echo 'make demo      deps, build, and run a container in a microVM'
-	@echo 'make test      deps, build, and pass all tests'
+	@echo 'make test      deps, build, and pass the tests'
+	@echo 'make test-full the same with the long ones: databases, web servers, package managers'
 	@echo 'make bench     measure start time, memory and VM exits'
 	@echo 'make lint      check formatting, lints, scripts and dependencies'
 	@echo 'make clean     remove build products (not the caches in ~/.cache/lazaret)'
@@ -55,10 +56,12 @@ demo: deps build
 	@scripts/with-kvm demo scripts/demo
 
 # Unit tests run here; the end-to-end tests drive the installed lazaret, on this machine or in the lab.
-test: deps build
+# The full run has those that take minutes on an emulated processor too.
+test-full: full := --include-ignored
+test test-full: deps build
 	$(CARGO) test --workspace --exclude lazaret-tests
 	$(CARGO) test --package lazaret-tests --no-run
-	scripts/with-kvm test scripts/test-with-kvm
+	scripts/with-kvm test scripts/test-with-kvm $(full)
 
 bench: deps build
 	$(CARGO) build --release --package lazaret-tests --bin bench
