@@ -10,7 +10,10 @@ pub const MOUNT_OPTIONS: &[&str] = &[
     "defaults",
     "dev",
     "diratime",
+    "dirsync",
     "exec",
+    "idmap",
+    "lazytime",
     "loud",
     "noatime",
     "nodev",
@@ -29,7 +32,9 @@ pub const MOUNT_OPTIONS: &[&str] = &[
     "rdev",
     "rdiratime",
     "relatime",
+    "remount",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
@@ -51,15 +56,20 @@ pub const MOUNT_OPTIONS: &[&str] = &[
     "runbindable",
     "rw",
     "shared",
+    "silent",
     "slave",
     "strictatime",
     "suid",
     "symfollow",
+    "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
 /// Kinds of namespaces, those of `linux.namespaces`.
-pub const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "time", "uts"];
+pub const NAMESPACES: &[&str] = &[
+    "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
+];
 
 /// Actions of `linux.seccomp`.
 pub const SECCOMP_ACTIONS: &[&str] = &[
@@ -95,4 +105,4 @@ pub const SECCOMP_FLAGS: &[&str] = &[
 ];
 
 /// Whether mounts can have other owners than their files (`idmap`).
-pub const MOUNT_IDMAP: bool = false;
+pub const MOUNT_IDMAP: bool = true;

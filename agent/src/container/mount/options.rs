@@ -207,6 +207,17 @@ mod tests {
     }
 
     #[test]
+    fn every_option_that_callers_are_told_of_is_known() {
+        // Flags of the file system, which the kernel takes as its parameters.
+        let flags = ["dirsync", "lazytime", "sync"];
+        for option in lazaret_protocol::features::MOUNT_OPTIONS {
+            let options = parse(&[option]).expect("a listed option");
+            let is_known = options.parameters.is_empty() || flags.contains(option);
+            assert!(is_known, "{option}");
+        }
+    }
+
+    #[test]
     fn unsupported_option_is_named() {
         let failure = parse(&["mand"]).expect_err("unsupported");
         assert_eq!(failure.message, "mount option mand is not supported");

@@ -382,3 +382,19 @@ fn flags_default_to_those_of_runc() {
     let all = ["LOG", "TSYNC", "SPEC_ALLOW"].map(|flag| format!("SECCOMP_FILTER_FLAG_{flag}"));
     assert_eq!(flags(json!(all)), FLAG_LOG | FLAG_TSYNC | FLAG_SPEC_ALLOW);
 }
+
+#[test]
+fn all_that_callers_are_told_of_compiles() {
+    use lazaret_protocol::features;
+    for action in features::SECCOMP_ACTIONS {
+        for op in features::SECCOMP_OPERATORS {
+            let condition = json!({ "index": 0, "value": 1, "valueTwo": 1, "op": op });
+            compiled(json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "architectures": features::SECCOMP_ARCHS,
+                "flags": features::SECCOMP_FLAGS,
+                "syscalls": [{ "names": ["kill"], "action": action, "args": [condition] }],
+            }));
+        }
+    }
+}
