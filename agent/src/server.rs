@@ -99,10 +99,8 @@ impl agent_ttrpc::Agent for Agent {
         _: &TtrpcContext,
         request: proto::ProcessRequest,
     ) -> ttrpc::Result<proto::StartProcessReply> {
-        let process = self
-            .sandbox
-            .process(&request.container_id, &request.exec_id)?;
-        process.start().await?;
+        let container = self.sandbox.container(&request.container_id)?;
+        let process = container.start(&request.exec_id).await?;
         let mut reply = proto::StartProcessReply::new();
         reply.guest_pid = process.pid();
         Ok(reply)

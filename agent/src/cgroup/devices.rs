@@ -217,13 +217,16 @@ fn test(rule: &Rule) -> Vec<Instruction> {
     tests
 }
 
-/// Enforces the rules on the cgroup and all below it.
-pub(super) fn enforce(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> io::Result<()> {
-    if rules.is_empty() {
-        return Ok(());
-    }
+/// Enforces the rules on the cgroup and all below it; answers with what does so.
+pub(super) fn enforce(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> io::Result<Option<OwnedFd>> {
     let program = load(&program(rules))?;
-    attach(cgroup, &program)
+    attach_or_detach(cgroup, &program, BPF_PROG_ATTACH)?;
+    Ok(Some(program))
+}
+
+/// Ends what [`enforce`] has begun.
+pub(super) fn lift(cgroup: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
+    attach_or_detach(cgroup, program, BPF_PROG_DETACH)
 }
 
 /// The start of `union bpf_attr` for `BPF_PROG_LOAD`.
@@ -241,7 +244,7 @@ struct LoadAttributes {
     flags: u32,
 }
 
-/// The start of `union bpf_attr` for `BPF_PROG_ATTACH`.
+/// The start of `union bpf_attr` for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
 #[repr(C)]
 struct AttachAttributes {
     target: u32,
@@ -252,6 +255,7 @@ struct AttachAttributes {
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 /// A container's own rules for its children are asked as well as these.
@@ -283,19 +287,27 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn attach(cgroup: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
+fn attach_or_detach(
+    cgroup: BorrowedFd<'_>,
+    program: &OwnedFd,
+    command: libc::c_int,
+) -> io::Result<()> {
     let attributes = AttachAttributes {
         target: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
         program: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
         attach_type: BPF_CGROUP_DEVICE,
-        flags: BPF_F_ALLOW_MULTI,
+        flags: if command == BPF_PROG_ATTACH {
+            BPF_F_ALLOW_MULTI
+        } else {
+            0
+        },
     };
     // SAFETY: the attributes are laid out as the kernel's and outlive the call, which
     // only reads them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_PROG_ATTACH,
+            command,
             &raw const attributes,
             size_of::<AttachAttributes>(),
         )

@@ -14,13 +14,17 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::io::Interest;
+use tokio::time::timeout;
 
 pub(crate) use stats::Stats;
 
+use self::limits::Current;
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::watched::watch;
 
@@ -28,12 +32,17 @@ use crate::watched::watch;
 pub(crate) struct Cgroup {
     path: PathBuf,
     directory: OwnedFd,
+    device_program: Mutex<Option<OwnedFd>>,
 }
+
+/// How long the kernel may take to stop a container's processes.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Cgroup {
     /// Makes the cgroup with its limits; leaves nothing behind when one is refused.
     pub(crate) fn create(path: &Path, resources: Option<&LinuxResources>) -> Result<Self> {
-        let settings = resources.map(limits::settings).transpose()?;
+        let settings = resources.map(|resources| limits::settings(resources, &Current::default()));
+        let settings = settings.transpose()?;
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         let rules = devices::rules(rules.unwrap_or_default())?;
         let doing = || format!("make cgroup {}", path.display());
@@ -41,12 +50,15 @@ impl Cgroup {
         let cgroup = open_directory(path).or_fail(doing).map(|directory| Self {
             path: path.to_owned(),
             directory,
+            device_program: Mutex::default(),
         });
         let made = cgroup.and_then(|cgroup| {
             for setting in settings.iter().flatten() {
                 cgroup.apply(setting)?;
             }
-            devices::enforce(cgroup.as_fd(), &rules).or_fail(|| "enforce the device rules")?;
+            if !rules.is_empty() {
+                cgroup.enforce(&rules)?;
+            }
             Ok(cgroup)
         });
         if made.is_err() {
@@ -81,14 +93,42 @@ impl Cgroup {
     /// Changes what the resources name and leaves the rest as it is. Nothing is
     /// written before all of it is understood.
     pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let current = Current::read(&self.path);
+        let settings = limits::settings(resources, &current)?;
         let rules = resources.devices().as_deref().unwrap_or_default();
-        if !rules.is_empty() {
-            return Err(Failure::unsupported(
-                "changing the device rules of a running container",
-            ));
+        let rules = devices::rules(rules)?;
+        if let Some(memory) = resources.memory() {
+            self.check_usage(memory)?;
         }
-        for setting in limits::settings(resources)? {
+        for setting in settings {
             self.apply(&setting)?;
+        }
+        if !rules.is_empty() {
+            self.enforce(&rules)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a limit that would strike at once, where that is asked for.
+    fn check_usage(&self, memory: &LinuxMemory) -> Result<()> {
+        let limit = memory.limit().and_then(|limit| u64::try_from(limit).ok());
+        let limit = limit.filter(|&limit| limit != 0);
+        let usage = self.stats().memory.usage_bytes;
+        match limit {
+            Some(limit) if memory.check_before_update() == Some(true) && usage > limit => {
+                let message = format!("rejecting memory limit {limit} < usage {usage}");
+                Err(Failure::new(Code::FailedPrecondition, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn enforce(&self, rules: &[devices::Rule]) -> Result<()> {
+        let doing = || "enforce the device rules";
+        let new = devices::enforce(self.as_fd(), rules).or_fail(doing)?;
+        // All programs of a cgroup are asked, so the old one goes last.
+        if let Some(old) = std::mem::replace(&mut *self.device_program.lock(), new) {
+            devices::lift(self.as_fd(), &old).or_fail(doing)?;
         }
         Ok(())
     }
@@ -114,10 +154,23 @@ impl Cgroup {
         self.write("cgroup.kill", "1")
     }
 
-    /// Stops or continues every process, and answers when that has happened.
-    pub(crate) async fn freeze(&self, frozen: bool) -> Result<()> {
-        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
-        self.wait_for("frozen", frozen).await
+    /// Stops every process, and answers when that has happened.
+    pub(crate) async fn freeze(&self) -> Result<()> {
+        self.write("cgroup.freeze", "1")?;
+        let frozen = timeout(FREEZE_DEADLINE, self.wait_for("frozen", true)).await;
+        frozen.unwrap_or_else(|_| {
+            self.write("cgroup.freeze", "0")?;
+            Err(Failure::internal(format!(
+                "the processes of {} do not stop",
+                self.path.display()
+            )))
+        })
+    }
+
+    /// Lets every process go on.
+    pub(crate) async fn thaw(&self) -> Result<()> {
+        self.write("cgroup.freeze", "0")?;
+        self.wait_for("frozen", false).await
     }
 
     /// Ends every process and removes the cgroup with those below it.
@@ -149,6 +202,17 @@ impl Cgroup {
             }
             let mut guard = events.ready(Interest::PRIORITY).await.or_fail(doing)?;
             guard.clear_ready();
+        }
+    }
+}
+
+impl Current {
+    fn read(path: &Path) -> Self {
+        let text = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
+        let quota = text("cpu.max");
+        Self {
+            memory: text("memory.max").trim().parse().ok(),
+            cpu_quota: quota.split_whitespace().next().map(str::to_owned),
         }
     }
 }

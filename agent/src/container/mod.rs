@@ -37,6 +37,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use oci_spec::runtime::{
     ExecCPUAffinity, Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec,
@@ -139,6 +140,7 @@ pub(crate) struct Container {
     cgroup: Arc<Cgroup>,
     first: Arc<Process>,
     spec: ForExecs,
+    paused: AtomicBool,
     /// A process under creation has its name here already.
     further: Mutex<HashMap<String, Option<Arc<Process>>>>,
 }
@@ -215,6 +217,7 @@ impl Container {
                 cgroup,
                 first: Arc::new(first),
                 spec: ForExecs::of(spec, process, linux, users),
+                paused: AtomicBool::new(false),
                 further: Mutex::default(),
                 workshop,
             }),
@@ -236,6 +239,7 @@ impl Container {
         if !self.first.is_running() {
             return Err(self.not_running());
         }
+        self.refuse_paused()?;
         let mut process: ProcessSpec = serde_json::from_slice(process_json)
             .map_err(|error| Failure::invalid(format!("process spec: {error}")))?;
         spec::check_process(&process, self.spec.lsm)?;
@@ -317,11 +321,32 @@ impl Container {
         if !self.first.is_running() {
             return Err(self.not_running());
         }
-        self.cgroup.freeze(true).await
+        self.cgroup.freeze().await?;
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) async fn resume(&self) -> Result<()> {
-        self.cgroup.freeze(false).await
+        self.cgroup.thaw().await?;
+        self.paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets a created process execute its program.
+    pub(crate) async fn start(&self, exec_id: &str) -> Result<Arc<Process>> {
+        self.refuse_paused()?;
+        let process = self.process(exec_id)?;
+        process.start().await?;
+        Ok(process)
+    }
+
+    /// Nothing begins in a stopped container: it would not get anywhere.
+    fn refuse_paused(&self) -> Result<()> {
+        if !self.paused.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let message = format!("container {} is paused", self.id);
+        Err(Failure::new(Code::FailedPrecondition, message))
     }
 
     /// Every process with its exec id, empty where there is none.

@@ -99,7 +99,7 @@ fn own_network() {
 }
 
 /// The version 2 hierarchy, wherever this machine has it.
-fn cgroup_mount() -> PathBuf {
+pub(crate) fn cgroup_mount() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
     let mount = mounts
         .lines()

@@ -13,6 +13,7 @@ mod isolation;
 mod life;
 mod mounts;
 mod namespaces;
+mod resources;
 mod scheduling;
 mod stdio;
 mod user_namespace;
