@@ -12,15 +12,14 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::{boot_params, cpuid, layout, mptable, msr, regs};
+use crate::backends::Backends;
 use crate::bus::Bus;
 use crate::config::{VmConfig, VmFds};
 use crate::control::{ControlSocket, VmmEvent};
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
-use crate::devices::virtio::block::Block;
 use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use crate::devices::virtio::net::{MacAddress, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::VsockDevice;
 use crate::devices::virtio::{GuestMemory, VirtioDevice};
@@ -88,11 +87,13 @@ pub fn build(
     let (event_loop, loop_handle) = EventLoop::new().map_err(io("making the event loop"))?;
     let fs = shared_directory(config, jail)?;
     let vsock = vsock(config, fds.vsock_listener, &control, &loop_handle)?;
-    let (mut devices, balloon) = quick_devices(config, &loop_handle);
+    let (mut devices, balloon) = quick_devices(&loop_handle);
     devices.splice(
         0..0,
         [Box::new(vsock) as Box<dyn VirtioDevice>, Box::new(fs)],
     );
+    let (backends, late) = Backends::new(config).map_err(io("making the slots"))?;
+    devices.extend(late);
     let slots = devices.len();
     let transports = connect(&machine, &memory, devices)?;
     let serial_irq = event().map_err(io("making an eventfd"))?;
@@ -118,8 +119,14 @@ pub fn build(
     let vcpus = Vcpus::start(vcpu_fds, shared, seccomp::confine_vcpu)
         .map_err(io("starting the vCPU threads"))?;
     let vcpus = Arc::new(vcpus);
-    let (director, ended) =
-        Director::new(control, Arc::clone(&vcpus), balloon, vcpu_events, vcpu_wake);
+    let (director, ended) = Director::new(
+        control,
+        Arc::clone(&vcpus),
+        balloon,
+        backends,
+        vcpu_events,
+        vcpu_wake,
+    );
     Ok(Vmm {
         event_loop,
         loop_handle,
@@ -168,24 +175,12 @@ fn vsock(
     .map_err(io("making the vsock device"))
 }
 
-/// What needs nothing from the host: rng, balloon, and slots for later.
-fn quick_devices(
-    config: &VmConfig,
-    events: &EventLoopHandle,
-) -> (Vec<Box<dyn VirtioDevice>>, BalloonHandle) {
+/// What needs nothing from the host: rng, balloon.
+fn quick_devices(events: &EventLoopHandle) -> (Vec<Box<dyn VirtioDevice>>, BalloonHandle) {
     let balloon = Balloon::new(events.clone());
     let handle = balloon.handle();
-    let mut devices: Vec<Box<dyn VirtioDevice>> =
+    let devices: Vec<Box<dyn VirtioDevice>> =
         vec![Box::new(Rng::new(events.clone())), Box::new(balloon)];
-    for slot in 0..config.net_slots {
-        devices.push(Box::new(Net::new(
-            MacAddress::of_slot(slot),
-            events.clone(),
-        )));
-    }
-    for _ in 0..config.block_slots {
-        devices.push(Box::new(Block::new(events.clone())));
-    }
     (devices, handle)
 }
 

@@ -5,6 +5,7 @@
 //! the sandbox process shares with it.
 
 pub mod arch;
+pub mod backends;
 pub mod builder;
 pub mod bus;
 pub mod check;
@@ -18,5 +19,6 @@ pub mod kernel;
 pub mod kvm;
 pub mod memory;
 pub mod seccomp;
+pub mod slot_thread;
 pub mod vcpu;
 pub mod vmm;

@@ -8,8 +8,10 @@ use kvm_ioctls::VmFd;
 use rustix::event::epoll::EventFlags;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::backends::Backends;
 use crate::control::{ControlError, ControlSocket, ExitReason, VmmEvent, VmmRequest};
 use crate::devices::virtio::balloon::BalloonHandle;
+use crate::devices::virtio::slot::SlotEvent;
 use crate::event_loop::{EventHandler, EventLoop, EventLoopHandle, Next, Registrar, borrow};
 use crate::vcpu::{VcpuEvent, Vcpus};
 
@@ -49,6 +51,7 @@ pub(crate) struct Director {
     control: Arc<ControlSocket>,
     vcpus: Arc<Vcpus>,
     balloon: BalloonHandle,
+    backends: Backends,
     vcpu_events: Receiver<VcpuEvent>,
     vcpu_wake: EventFd,
     ended: Sender<ExitReason>,
@@ -56,12 +59,14 @@ pub(crate) struct Director {
 
 const CONTROL: u32 = 0;
 const VCPUS: u32 = 1;
+const SLOTS: u32 = 2;
 
 impl Director {
     pub(crate) fn new(
         control: Arc<ControlSocket>,
         vcpus: Arc<Vcpus>,
         balloon: BalloonHandle,
+        backends: Backends,
         vcpu_events: Receiver<VcpuEvent>,
         vcpu_wake: EventFd,
     ) -> (Self, Receiver<ExitReason>) {
@@ -71,6 +76,7 @@ impl Director {
                 control,
                 vcpus,
                 balloon,
+                backends,
                 vcpu_events,
                 vcpu_wake,
                 ended,
@@ -94,10 +100,10 @@ impl Director {
                 self.balloon.set_target_mib(mib);
                 Next::Continue
             }
-            Ok(Some((VmmRequest::Backend { id, .. }, _))) => self.tell(&VmmEvent::Backend {
-                id,
-                refusal: Some("slots have no data path yet".into()),
-            }),
+            Ok(Some((VmmRequest::Backend { id, change }, fds))) => {
+                self.backends.change(id, change, fds);
+                Next::Continue
+            }
             Err(ControlError::Socket(rustix::io::Errno::AGAIN)) => Next::Continue,
             Err(error) => self.end(ExitReason::Vmm(format!("bad control message: {error}"))),
         }
@@ -111,6 +117,21 @@ impl Director {
             let next = match event {
                 VcpuEvent::Ended(reason) => self.end(reason),
                 VcpuEvent::AllPaused => self.tell(&VmmEvent::Paused),
+            };
+            if next != Next::Continue {
+                return next;
+            }
+        }
+        Next::Continue
+    }
+
+    fn hear_slots(&mut self) -> Next {
+        while let Some(event) = self.backends.next_event() {
+            let next = match event {
+                SlotEvent::Answer { id, refusal } => self.tell(&VmmEvent::Backend { id, refusal }),
+                SlotEvent::Failed(error) => {
+                    self.end(ExitReason::Vmm(format!("a slot's thread failed: {error}")))
+                }
             };
             if next != Next::Continue {
                 return next;
@@ -136,12 +157,14 @@ impl Director {
 impl EventHandler for Director {
     fn start(&mut self, registrar: &Registrar<'_>) -> std::io::Result<()> {
         registrar.add(&*self.control, CONTROL, EventFlags::IN)?;
+        registrar.add(self.backends.event(), SLOTS, EventFlags::IN)?;
         registrar.add(borrow(&self.vcpu_wake), VCPUS, EventFlags::IN)
     }
 
     fn ready(&mut self, token: u32, _: EventFlags, _: &Registrar<'_>) -> Next {
         match token {
             CONTROL => self.obey(),
+            SLOTS => self.hear_slots(),
             _ => self.hear_vcpus(),
         }
     }

@@ -4,8 +4,8 @@
 //! many calls in one (`ioctl`, `mmap`, `fcntl`). Nothing here opens, executes or
 //! connects: descriptors come in through the control socket alone.
 //!
-//! vCPU threads are made before the main thread's filter is installed, and
-//! virtio-fs threads before that, as a thread inherits the filters of its maker.
+//! vCPU threads are made before the main thread's filter is installed, and the
+//! threads of devices before that, as a thread inherits the filters of its maker.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -71,6 +71,24 @@ pub fn confine_vcpu() -> io::Result<()> {
 pub fn confine_fs() -> io::Result<()> {
     static FILTER: OnceLock<BpfProgram> = OnceLock::new();
     confine(FS_CAPABILITIES, &FILTER, tables::fs_thread)
+}
+
+/// The thread that serves network slots.
+pub fn confine_net() -> io::Result<()> {
+    static FILTER: OnceLock<BpfProgram> = OnceLock::new();
+    confine(CapabilitySet::empty(), &FILTER, tables::net_thread)
+}
+
+/// The thread that serves block slots.
+pub fn confine_block() -> io::Result<()> {
+    static FILTER: OnceLock<BpfProgram> = OnceLock::new();
+    confine(CapabilitySet::empty(), &FILTER, tables::block_thread)
+}
+
+/// A thread that works on disks where there is no io_uring.
+pub fn confine_disk() -> io::Result<()> {
+    static FILTER: OnceLock<BpfProgram> = OnceLock::new();
+    confine(CapabilitySet::empty(), &FILTER, tables::disk_thread)
 }
 
 fn confine(

@@ -2,6 +2,8 @@
 //! says what makes it where that is not plain.
 
 use super::{Allowed, Condition, Test};
+use crate::devices::virtio::block::REGISTER_FILES_UPDATE;
+use crate::devices::virtio::net::ALL_OFFLOADS;
 
 /// `ioctl` of a socket that is not to block.
 const FIONBIO: u32 = 0x5421;
@@ -61,6 +63,11 @@ fn not_cwd(index: u8) -> Condition {
     Condition { index, test }
 }
 
+/// An `ioctl`'s number, which has 32 bits.
+fn bits_of(ioctl: libc::Ioctl) -> u32 {
+    (ioctl & 0xffff_ffff) as u32
+}
+
 fn bits(value: libc::c_int) -> u32 {
     value.cast_unsigned()
 }
@@ -100,13 +107,10 @@ fn runtime() -> Vec<Allowed> {
 
 pub(super) fn main_thread() -> Vec<Allowed> {
     let mut table = runtime();
+    table.extend(event_loop());
     table.extend(any(&[
         // Of the vsock listener only: no other socket listens.
         libc::SYS_accept4,
-        libc::SYS_epoll_ctl,
-        libc::SYS_epoll_pwait,
-        libc::SYS_epoll_pwait2,
-        libc::SYS_epoll_wait,
         libc::SYS_readv,
         libc::SYS_recvfrom,
         libc::SYS_recvmsg,
@@ -131,6 +135,75 @@ pub(super) fn vcpu_thread() -> Vec<Allowed> {
     table.extend(any(&[libc::SYS_eventfd2]));
     // A device that is activated gets its own copy of each queue's event.
     table.push(one_of(libc::SYS_fcntl, 1, &FCNTL.map(bits)));
+    table
+}
+
+/// An event loop's own calls.
+fn event_loop() -> Vec<Allowed> {
+    any(&[
+        libc::SYS_epoll_ctl,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_epoll_wait,
+    ])
+}
+
+pub(super) fn net_thread() -> Vec<Allowed> {
+    let mut table = runtime();
+    table.extend(event_loop());
+    table.extend(any(&[libc::SYS_writev]));
+    // A tap that is connected: is it one, how are its frames framed, what may be
+    // left undone in them?
+    let ioctls = [
+        bits_of(libc::TUNGETIFF),
+        bits_of(libc::TUNSETVNETHDRSZ),
+        FIONBIO,
+    ];
+    let mut when: Vec<_> = ioctls.map(|ioctl| vec![is(1, ioctl)]).into();
+    let offloads = Test::Bits {
+        mask: !ALL_OFFLOADS,
+        value: 0,
+    };
+    when.push(vec![
+        is(1, bits_of(libc::TUNSETOFFLOAD)),
+        Condition {
+            index: 2,
+            test: offloads,
+        },
+    ]);
+    table.push(Allowed {
+        call: libc::SYS_ioctl,
+        when,
+    });
+    table
+}
+
+pub(super) fn block_thread() -> Vec<Allowed> {
+    let mut table = runtime();
+    table.extend(event_loop());
+    table.extend(any(&[
+        libc::SYS_io_uring_enter,
+        // A disk that is put in: what is it, how large?
+        libc::SYS_fstat,
+        libc::SYS_lseek,
+    ]));
+    table.push(one_of(
+        libc::SYS_io_uring_register,
+        1,
+        &[REGISTER_FILES_UPDATE],
+    ));
+    table.push(one_of(libc::SYS_fcntl, 1, &FCNTL.map(bits)));
+    table
+}
+
+pub(super) fn disk_thread() -> Vec<Allowed> {
+    let mut table = runtime();
+    table.extend(any(&[
+        libc::SYS_fallocate,
+        libc::SYS_fdatasync,
+        libc::SYS_preadv2,
+        libc::SYS_pwritev2,
+    ]));
     table
 }
 

@@ -17,7 +17,7 @@ pub type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
 /// Most descriptors of a chain: far more than drivers use, few enough that a
 /// table of 65,535 indirect descriptors costs little.
-const DESCRIPTORS_MAX: usize = 256;
+pub const DESCRIPTORS_MAX: usize = 256;
 
 /// A chain that no driver in its right mind makes.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum BadChain {
     OutsideMemory,
     #[error("chain of more than {DESCRIPTORS_MAX} descriptors")]
     TooLong,
+    #[error("chain for frames without room for any")]
+    NoRoom,
 }
 
 /// The device-readable or the device-writable bytes of a chain.
@@ -177,15 +179,38 @@ impl<'m> Buffers<'m> {
         usize::try_from(done).map_err(|_| last_error())
     }
 
-    fn vectors(&self) -> Vec<libc::iovec> {
-        self.slices
-            .iter()
-            .take(VECTORS_MAX)
-            .map(|slice| libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            })
-            .collect()
+    /// Writes `front` and then the buffers to `fd`, which is no socket.
+    pub fn write_after(&self, front: &[u8], fd: impl AsFd) -> Result<usize, Errno> {
+        let front = libc::iovec {
+            iov_base: front.as_ptr().cast_mut().cast(),
+            iov_len: front.len(),
+        };
+        let mut vectors = Vec::with_capacity(1 + self.slices.len());
+        vectors.push(front);
+        vectors.extend(self.slices.iter().take(VECTORS_MAX - 1).map(vector));
+        // SAFETY: as for reading; the kernel only reads `front`, which outlives
+        // the call.
+        let done = unsafe {
+            libc::writev(
+                fd.as_fd().as_raw_fd(),
+                vectors.as_ptr(),
+                vector_count(&vectors),
+            )
+        };
+        usize::try_from(done).map_err(|_| last_error())
+    }
+
+    /// The buffers in the kernel's terms. They lie in the memory the chain was
+    /// taken from, and are good for as long as that is mapped.
+    pub fn vectors(&self) -> Vec<libc::iovec> {
+        self.slices.iter().take(VECTORS_MAX).map(vector).collect()
+    }
+}
+
+fn vector(slice: &VolatileSlice<'_>) -> libc::iovec {
+    libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
     }
 }
 

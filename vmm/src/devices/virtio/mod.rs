@@ -17,6 +17,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue_loop;
 pub mod rng;
+pub mod slot;
 #[cfg(test)]
 pub(crate) mod test_driver;
 pub mod vsock;

@@ -5,14 +5,15 @@
 //! a device that answers each chain at once.
 
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::epoll::EventFlags;
 use thiserror::Error;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::buffers::Chain;
+use super::buffers::{BadChain, Chain};
 use super::{ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt};
 use crate::event_loop::{EventHandler, EventLoopHandle, HandlerId, Next, Registrar, borrow};
 
@@ -20,17 +21,32 @@ use crate::event_loop::{EventHandler, EventLoopHandle, HandlerId, Next, Registra
 /// is a balloon request of thousands of scattered pages.
 const CHAINS_PER_TURN: usize = 32;
 
+/// Where the rings' elements begin, and their sizes (virtio 1.3, 2.7.6 and 2.7.8).
+const AVAIL_RING: u64 = 4;
+const AVAIL_ELEMENT: u64 = 2;
+const USED_RING: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`
+const NO_INTERRUPT: u16 = 1;
+
 /// The driver has made a queue that cannot be served: only a reset helps.
 #[derive(Debug, Error)]
-#[error("queue is broken")]
-pub struct QueueBroken(#[from] virtio_queue::Error);
+pub enum QueueBroken {
+    #[error("queue is broken")]
+    Ring(#[from] virtio_queue::Error),
+    #[error("ring is outside guest memory")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    #[error(transparent)]
+    Chain(#[from] BadChain),
+}
 
 /// A queue whose driver is active.
 #[derive(Debug)]
 pub struct LoopQueue {
     queue: Queue,
-    /// Chains were used that the driver has not been interrupted for.
-    unsignalled: bool,
+    /// The used index up to which the driver was interrupted, or need not be.
+    signalled: u16,
 }
 
 impl LoopQueue {
@@ -47,9 +63,14 @@ impl LoopQueue {
 
     fn new(queue: Queue) -> Self {
         Self {
+            signalled: queue.next_used(),
             queue,
-            unsignalled: false,
         }
+    }
+
+    /// Chains that fit into the queue.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// The next chain the driver has made available.
@@ -84,14 +105,49 @@ impl LoopQueue {
         written: usize,
     ) -> Result<(), QueueBroken> {
         let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.queue.add_used(memory, head, written)?;
-        self.unsignalled = true;
-        Ok(())
+        Ok(self.queue.add_used(memory, head, written)?)
     }
 
-    /// The driver is to be interrupted for what was used since the last call.
+    /// Gives several chains back at once: the driver sees all of them or none.
+    pub fn used_together(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: &[(u16, usize)],
+    ) -> Result<(), QueueBroken> {
+        let Some((&(head, written), others)) = chains.split_last() else {
+            return Ok(());
+        };
+        // Behind the index that the driver goes by, which the last one moves.
+        for &(head, written) in others {
+            let written = u32::try_from(written).unwrap_or(u32::MAX);
+            let next = self.queue.next_used();
+            let place = u64::from(next % self.queue.size());
+            let address = self.queue.used_ring() + USED_RING + USED_ELEMENT * place;
+            let element = u64::from(written) << 32 | u64::from(head);
+            memory.write_obj(element.to_le(), GuestAddress(address))?;
+            self.queue.set_next_used(next.wrapping_add(1));
+        }
+        self.used(memory, head, written)
+    }
+
+    /// The driver is to be interrupted for what was used since the last call
+    /// (virtio 1.3, 2.7.7).
     pub fn wants_interrupt(&mut self, memory: &GuestMemoryMmap) -> Result<bool, QueueBroken> {
-        Ok(std::mem::take(&mut self.unsignalled) && self.queue.needs_notification(memory)?)
+        let now = self.queue.next_used();
+        let before = std::mem::replace(&mut self.signalled, now);
+        if now == before {
+            return Ok(false);
+        }
+        // The used index first, then what the driver wants.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        if !self.queue.event_idx_enabled() {
+            let flags: u16 = memory.load(GuestAddress(ring), Ordering::Relaxed)?;
+            return Ok(flags & NO_INTERRUPT == 0);
+        }
+        let event = ring + AVAIL_RING + AVAIL_ELEMENT * u64::from(self.queue.size());
+        let event: u16 = memory.load(GuestAddress(event), Ordering::Relaxed)?;
+        Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before))
     }
 
     /// Asks for a kick; true when chains have come in meanwhile.

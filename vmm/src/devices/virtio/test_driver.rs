@@ -167,6 +167,11 @@ impl Machine {
         while self.events.round(Some(&AT_ONCE)).unwrap() != Round::Idle {}
     }
 
+    /// One look at what is ready.
+    pub(crate) fn round(&mut self) -> Round {
+        self.events.round(Some(&AT_ONCE)).unwrap()
+    }
+
     /// Waits for an event, not longer than a test may hang.
     pub(crate) fn wait(&mut self) {
         let round = self.events.round(Some(&DEADLINE)).unwrap();

@@ -1,26 +1,31 @@
 //! The network slot as its driver sees it.
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
-use vm_memory::GuestMemoryMmap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::devices::virtio::buffers::Chain;
-use crate::devices::virtio::queue_loop::{Answer, QueueHandler, ServeChain, Served};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+
+use super::datapath::Port;
+use super::offload;
+use crate::devices::virtio::slot::Slot;
 use crate::devices::virtio::{
     ActivateError, Activation, DeviceType, RING_FEATURES, VirtioDevice, read_config_bytes,
 };
 use crate::event_loop::EventLoopHandle;
 
 /// Receive and transmit.
-const QUEUE_SIZES: [u16; 2] = [256, 256];
-
-const TRANSMIT: usize = 1;
+pub(super) const QUEUE_SIZES: [u16; 2] = [256, 256];
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
-    /// The address of slot `slot` until a backend brings its own: locally
+    /// The address of slot `slot` until the guest is told another: locally
     /// administered, unicast, the same in every microVM.
     pub fn of_slot(slot: u8) -> Self {
         Self([0x02, b'l', b'z', b'r', b't', slot])
@@ -31,15 +36,30 @@ impl MacAddress {
 #[derive(Debug)]
 pub struct Net {
     mac: MacAddress,
-    served: Served,
+    features: u64,
+    link_up: Arc<AtomicBool>,
+    slot: Slot<OwnedFd>,
 }
 
 impl Net {
-    pub fn new(mac: MacAddress, events: EventLoopHandle) -> Self {
-        Self {
+    /// A slot that is served by `events`, the link down.
+    pub fn new(mac: MacAddress, events: &EventLoopHandle) -> io::Result<Self> {
+        let link_up = Arc::new(AtomicBool::new(false));
+        Ok(Self {
             mac,
-            served: Served::by(events),
-        }
+            features: offload::features(offload::host_knows_uso())
+                | 1 << VIRTIO_NET_F_MAC
+                | 1 << VIRTIO_NET_F_MRG_RXBUF
+                | 1 << VIRTIO_NET_F_STATUS
+                | RING_FEATURES,
+            slot: Slot::new(events, Port::new(Arc::clone(&link_up)))?,
+            link_up,
+        })
+    }
+
+    /// Where a tap is connected.
+    pub fn slot(&self) -> Slot<OwnedFd> {
+        self.slot.clone()
     }
 }
 
@@ -49,67 +69,30 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | RING_FEATURES
+        self.features
     }
 
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
 
-    /// The address, then a status without `VIRTIO_NET_S_LINK_UP`.
+    /// The address, then the link's status.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.mac.0, offset, data);
+        let [a, b, c, d, e, f] = self.mac.0;
+        let status = if self.link_up.load(Ordering::SeqCst) {
+            VIRTIO_NET_S_LINK_UP
+        } else {
+            0
+        };
+        let [low, high, ..] = status.to_le_bytes();
+        read_config_bytes(&[a, b, c, d, e, f, low, high], offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.served.start(QueueHandler::new(Unplugged, activation)?)
+        self.slot.activate(activation)
     }
 
     fn reset(&mut self) {
-        self.served.stop();
-    }
-}
-
-/// A link that is down.
-struct Unplugged;
-
-impl ServeChain for Unplugged {
-    fn serve(&mut self, queue: usize, _chain: Chain<'_>, _memory: &GuestMemoryMmap) -> Answer {
-        if queue == TRANSMIT {
-            Answer::Used(0)
-        } else {
-            Answer::Leave
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::devices::virtio::test_driver::Machine;
-
-    #[test]
-    fn driver_finds_an_address_and_no_link() {
-        let machine = Machine::new();
-        let net = Net::new(MacAddress::of_slot(3), machine.events());
-        let mut config = [0; 8];
-        net.read_config(0, &mut config);
-        assert_eq!(config, *b"\x02lzrt\x03\0\0");
-    }
-
-    #[test]
-    fn frames_sent_are_given_back_and_receive_buffers_kept() {
-        let mut machine = Machine::new();
-        let net = Net::new(MacAddress::of_slot(0), machine.events());
-        let queues = machine.start(Box::new(net), &QUEUE_SIZES);
-        let [mut receive, mut transmit] = queues.try_into().unwrap();
-        let buffer = machine.buffer(2048);
-        receive.add(&machine, &[(buffer, 2048, true)]);
-        transmit.add(&machine, &[(buffer, 60, false)]);
-        machine.kick(0);
-        machine.kick(1);
-        assert!(receive.take_used(&machine).is_empty());
-        assert_eq!(transmit.take_used(&machine), [0]);
-        assert!(machine.interrupted());
+        self.slot.reset();
     }
 }
