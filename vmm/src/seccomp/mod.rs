@@ -85,7 +85,7 @@ pub fn confine_block() -> io::Result<()> {
     confine(CapabilitySet::empty(), &FILTER, tables::block_thread)
 }
 
-/// A thread that works on disks where there is no io_uring.
+/// A thread that works on disks where there is no `io_uring`.
 pub fn confine_disk() -> io::Result<()> {
     static FILTER: OnceLock<BpfProgram> = OnceLock::new();
     confine(CapabilitySet::empty(), &FILTER, tables::disk_thread)

@@ -175,6 +175,7 @@ pub(super) fn net_thread() -> Vec<Allowed> {
         call: libc::SYS_ioctl,
         when,
     });
+    table.push(one_of(libc::SYS_fcntl, 1, &FCNTL.map(bits)));
     table
 }
 
@@ -204,6 +205,7 @@ pub(super) fn disk_thread() -> Vec<Allowed> {
         libc::SYS_preadv2,
         libc::SYS_pwritev2,
     ]));
+    table.push(one_of(libc::SYS_fcntl, 1, &FCNTL.map(bits)));
     table
 }
 

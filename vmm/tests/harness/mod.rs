@@ -2,6 +2,8 @@
 //! guest whose init is a shell script.
 
 #![allow(
+    dead_code,
+    unsafe_code,
     clippy::cast_possible_truncation,
     clippy::print_stderr,
     clippy::unwrap_used,
@@ -11,7 +13,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,7 +23,9 @@ use std::thread::JoinHandle;
 
 use command_fds::{CommandFdExt, FdMapping};
 use lazaret_vmm::config::{FsConfig, VmConfig, VsockConfig};
-use lazaret_vmm::control::{CONTROL_FD, ControlSocket, ExitReason, VmmEvent, VmmRequest};
+use lazaret_vmm::control::{
+    BackendChange, CONTROL_FD, ControlSocket, ExitReason, VmmEvent, VmmRequest,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -63,8 +67,8 @@ pub fn config() -> VmConfig {
             threads: 1,
             dax_window_mib: 0,
         },
-        net_slots: 0,
-        block_slots: 0,
+        net_slots: 1,
+        block_slots: 1,
     }
 }
 
@@ -157,6 +161,19 @@ impl Running {
 
     pub fn request(&self, request: &VmmRequest) {
         self.control.send(request, &[]).unwrap();
+    }
+
+    /// Asks for a change of a backend; the reason if it is refused.
+    pub fn change(&self, change: BackendChange, backend: Option<OwnedFd>) -> Option<String> {
+        let fds: Vec<_> = backend.iter().map(AsFd::as_fd).collect();
+        let request = VmmRequest::Backend { id: 1, change };
+        self.control.send(&request, &fds).unwrap();
+        // What the VMM has is its own; nobody else's keeps a tap alive.
+        drop(backend);
+        match self.event() {
+            Some(VmmEvent::Backend { id: 1, refusal }) => refusal,
+            other => panic!("no answer but {other:?}"),
+        }
     }
 
     pub fn expect_started(&self) {
@@ -257,4 +274,21 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8], device: u32)
     archive.resize(archive.len().next_multiple_of(4), 0);
     archive.extend(data);
     archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+/// A new tap device, as network slots need it.
+pub fn tap(name: &str) -> OwnedFd {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    let mut request = [0_u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request[16..18].copy_from_slice(&u16::try_from(flags).unwrap().to_ne_bytes());
+    // SAFETY: the kernel reads and writes an `ifreq`, which has 40 bytes.
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    file.into()
 }

@@ -287,13 +287,11 @@ impl Drive {
 fn begin(jobs: &mut Jobs, engine: &mut Engine, under_way: UnderWay) -> Result<(), Status> {
     let number = jobs.insert(under_way).ok_or(Status::Failed)?;
     let call = jobs.get_mut(number).map(|under_way| under_way.job.call());
-    match call.map(|call| engine.queue(number, call)) {
-        Some(Ok(())) => Ok(()),
-        _ => {
-            jobs.remove(number);
-            Err(Status::Failed)
-        }
+    if let Some(Ok(())) = call.map(|call| engine.queue(number, call)) {
+        return Ok(());
     }
+    jobs.remove(number);
+    Err(Status::Failed)
 }
 
 impl Driver {

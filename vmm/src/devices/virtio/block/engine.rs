@@ -1,5 +1,5 @@
 //! What does the work on a disk while the slot's thread goes on: the kernel, by
-//! io_uring, or threads where that is not to be had.
+//! `io_uring`, or threads where that is not to be had.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -18,7 +18,7 @@ pub(super) type Answer = (u64, Result<u32, Errno>);
 /// One slot's engine.
 #[derive(Debug)]
 pub(super) enum Engine {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Pool(PoolQueue),
 }
 
@@ -49,7 +49,7 @@ impl Engines {
 
     pub(super) fn engine(&self) -> io::Result<Engine> {
         match self {
-            Self::Rings => Ok(Engine::Ring(Ring::new()?)),
+            Self::Rings => Ok(Engine::Ring(Box::new(Ring::new()?))),
             Self::Pool(pool) => Ok(Engine::Pool(PoolQueue::new(Arc::clone(pool))?)),
         }
     }

@@ -1,4 +1,4 @@
-//! Threads as the engine of block slots, for hosts without io_uring: it may be
+//! Threads as the engine of block slots, for hosts without `io_uring`: it may be
 //! switched off (`kernel.io_uring_disabled`) or hidden by a container's filter.
 #![expect(unsafe_code, reason = "preadv and pwritev on guest memory")]
 

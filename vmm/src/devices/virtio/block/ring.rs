@@ -1,4 +1,4 @@
-//! io_uring as the engine of a block slot.
+//! `io_uring` as the engine of a block slot.
 //!
 //! The ring is made before the process is confined, and confined itself: it knows
 //! the few operations that a disk needs, on registered files alone, so that a

@@ -78,14 +78,15 @@ impl VirtioDevice for Net {
 
     /// The address, then the link's status.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let [a, b, c, d, e, f] = self.mac.0;
         let status = if self.link_up.load(Ordering::SeqCst) {
             VIRTIO_NET_S_LINK_UP
         } else {
             0
         };
-        let [low, high, ..] = status.to_le_bytes();
-        read_config_bytes(&[a, b, c, d, e, f, low, high], offset, data);
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&self.mac.0);
+        config[6..].copy_from_slice(&status.to_le_bytes()[..2]);
+        read_config_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

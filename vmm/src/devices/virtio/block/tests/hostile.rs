@@ -2,6 +2,9 @@
 
 use super::*;
 
+const NEXT: u16 = 1;
+const WRITABLE: u16 = 2;
+
 const OUTSIDE: u64 = 1 << 40;
 
 #[test]
@@ -71,8 +74,6 @@ fn chain_that_is_a_loop_ends() {
     with_each_engine(|engines| {
         let (mut guest, _file) = Guest::with_disk(engines);
         let buffer = guest.machine.buffer(4096);
-        const NEXT: u16 = 1;
-        const WRITABLE: u16 = 2;
         for (index, flags, next) in [(0, NEXT, 1), (1, NEXT | WRITABLE, 1)] {
             guest
                 .queue

@@ -24,7 +24,7 @@ fn what_is_written_is_on_the_disk_and_is_read_again() {
 fn request_of_many_segments_is_done_whole() {
     with_each_engine(|engines| {
         let (mut guest, file) = Guest::with_disk(engines);
-        let bytes: Vec<u8> = (0..120 * 512_u32).map(|at| (at / 512) as u8).collect();
+        let bytes: Vec<u8> = (0..120).flat_map(|sector| [sector; 512]).collect();
         file.write_all_at(&bytes, 512).unwrap();
         let header = guest.machine.buffer(17);
         guest.machine.write(header, &header_bytes(READ, 1));
@@ -37,9 +37,9 @@ fn request_of_many_segments_is_done_whole() {
         guest.queue.add(&guest.machine, &parts);
         let status = header + 16;
         assert_eq!(guest.answer(&Asked { status, data }), OK);
-        for at in 0..120 {
-            let segment = guest.machine.read(data + 512 * at, 512);
-            assert_eq!(segment, [119 - at as u8; 512]);
+        for sector in 0..120 {
+            let place = data + 512 * u64::from(119 - sector);
+            assert_eq!(guest.machine.read(place, 512), [sector; 512]);
         }
     });
 }
@@ -48,7 +48,7 @@ fn request_of_many_segments_is_done_whole() {
 fn discarded_blocks_are_given_back_to_the_host() {
     with_each_engine(|engines| {
         let (mut guest, file) = Guest::with_disk(engines);
-        file.write_all_at(&[7; 256 << 10], 0).unwrap();
+        file.write_all_at(&vec![7; 256 << 10], 0).unwrap();
         file.sync_all().unwrap();
         let before = file.metadata().unwrap().blocks();
         let discard = range(0, 256, 0);

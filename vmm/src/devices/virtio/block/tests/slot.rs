@@ -126,7 +126,6 @@ fn block_device_is_a_disk() {
 /// A loop device, which goes when dropped.
 struct LoopDevice(String);
 
-#[expect(clippy::print_stderr, reason = "says what is not tested")]
 fn loop_device() -> Option<LoopDevice> {
     let backing = tempfile::NamedTempFile::new().unwrap();
     backing.as_file().set_len(DISK_LEN).unwrap();

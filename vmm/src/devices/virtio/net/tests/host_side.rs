@@ -1,7 +1,6 @@
 //! A tap in a network namespace of its own, and a packet socket on it: what the
 //! guest sends is read there, and what is written there the guest receives.
 #![expect(unsafe_code, reason = "ioctls and addresses that no crate here wraps")]
-#![expect(clippy::print_stderr, reason = "says what is not tested")]
 
 use std::fs::File;
 use std::io;

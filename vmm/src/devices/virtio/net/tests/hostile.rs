@@ -5,6 +5,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_HOST_TSO4;
 use super::host_side::frame;
 use super::{Guest, HostSide, QUEUE_SIZES, connected};
 
+const NEXT: u16 = 1;
+
 const OUTSIDE: u64 = 1 << 40;
 
 #[test]
@@ -57,7 +59,6 @@ fn chain_that_is_a_loop_ends() {
         return;
     };
     let buffer = guest.machine.buffer(4096);
-    const NEXT: u16 = 1;
     guest
         .transmit
         .set_descriptor(&guest.machine, 0, buffer, 64, NEXT, 1);

@@ -118,20 +118,8 @@ fn uncut_segment() -> ([u8; 10], Vec<u8>) {
     let mut segment = vec![0xff; 12];
     segment.extend([0x08, 0x00]);
     let total = 40 + payload;
-    segment.extend([
-        0x45,
-        0,
-        (total >> 8) as u8,
-        total as u8,
-        0,
-        1,
-        0,
-        0,
-        64,
-        6,
-        0,
-        0,
-    ]);
+    let [high, low] = total.to_be_bytes();
+    segment.extend([0x45, 0, high, low, 0, 1, 0, 0, 64, 6, 0, 0]);
     segment.extend([10, 0, 0, 1, 10, 0, 0, 2]);
     segment.extend([
         0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0,
