@@ -5,10 +5,10 @@
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::{CpuId, KVM_API_VERSION};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, VmFd};
 use thiserror::Error;
 
-use crate::arch::x86_64::{cpuid, layout};
+use crate::arch::x86_64::{cpuid, layout, msr};
 
 /// What no microVM can do without.
 const NEEDED: [(Cap, &str); 7] = [
@@ -59,6 +59,8 @@ impl Machine {
         // No PIT: with kvmclock and the deadline timer the kernel has no use for it.
         vm.create_irq_chip()
             .map_err(setup("the interrupt controllers"))?;
+        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[msr::NO_COUNTERS])
+            .map_err(setup("the MSR filter"))?;
         let cpuid = kvm
             .get_supported_cpuid(cpuid::MAX_ENTRIES)
             .map_err(KvmError::Cpuid)?;

@@ -15,14 +15,18 @@ const MONITOR: u32 = 5;
 const PERFORMANCE_MONITORING: u32 = 0xa;
 const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
+const AMD_FEATURES: u32 = 0x8000_0001;
 const AMD_SIZES: u32 = 0x8000_0008;
 const AMD_CACHES: u32 = 0x8000_001d;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
+const AMD_PERFORMANCE_MONITORING: u32 = 0x8000_0022;
 
 const ECX_MONITOR: u32 = 1 << 3;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
+/// Counters of the core, of the northbridge and of the last-level cache.
+const ECX_AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
@@ -76,9 +80,10 @@ fn adjust(entry: &mut kvm_cpuid_entry2, apic_id: u8, vcpus: u8) {
             entry.eax = entry.eax & 0x3fff | sharing << 14;
         }
         // No performance counters, and no MONITOR to wait with.
-        PERFORMANCE_MONITORING | MONITOR => {
+        PERFORMANCE_MONITORING | AMD_PERFORMANCE_MONITORING | MONITOR => {
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
         }
+        AMD_FEATURES => entry.ecx &= !ECX_AMD_COUNTERS,
         AMD_SIZES => entry.ecx = apic_id_bits(vcpus) << 12 | (count - 1),
         AMD_TOPOLOGY => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
         _ => {}
@@ -114,6 +119,27 @@ mod tests {
     #[test]
     fn apic_id_bits_are_just_enough() {
         assert_eq!([1, 2, 3, 4, 5, 32].map(apic_id_bits), [0, 1, 2, 2, 3, 5]);
+    }
+
+    #[test]
+    fn performance_counters_are_not_shown() {
+        let shown = [
+            FEATURES,
+            PERFORMANCE_MONITORING,
+            AMD_FEATURES,
+            AMD_PERFORMANCE_MONITORING,
+        ];
+        let supported = shown.map(|function| kvm_cpuid_entry2 {
+            function,
+            eax: 0x0830_0802,
+            ecx: ECX_AMD_COUNTERS | 1,
+            ..Default::default()
+        });
+        let cpuid = for_vcpu(&CpuId::from_entries(&supported).unwrap(), 0, 1).unwrap();
+        let leaf = |at: usize| cpuid.as_slice()[at];
+        assert_eq!((leaf(1).eax, leaf(1).ecx), (0, 0));
+        assert_eq!(leaf(2).ecx, 1);
+        assert_eq!((leaf(3).eax, leaf(3).ecx), (0, 0));
     }
 
     #[test]

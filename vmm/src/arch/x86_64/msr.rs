@@ -1,13 +1,22 @@
-//! Model-specific registers at kernel entry: as after reset, but for what makes
-//! memory write-back and time start at zero.
+//! Model-specific registers: at kernel entry as after reset, but for what makes
+//! memory write-back and time start at zero; and those that a guest does not have.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{MsrFilterRange, MsrFilterRangeFlags, VcpuFd};
 use thiserror::Error;
 
 const IA32_TSC: u32 = 0x10;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+
+/// AMD's oldest four performance counters, which no CPUID bit announces: kernels
+/// try them, and KVM logs each try unless it is told that they are not there.
+pub const NO_COUNTERS: MsrFilterRange<'static> = MsrFilterRange {
+    flags: MsrFilterRangeFlags::READ.union(MsrFilterRangeFlags::WRITE),
+    base: 0xc001_0000,
+    msr_count: 8,
+    bitmap: &[0],
+};
 
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 /// MTRRs on, everything write-back: without it the kernel maps RAM uncached.
