@@ -2,9 +2,10 @@
 //! and its log.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use crate::process::{Process, Stage};
@@ -19,6 +20,9 @@ pub struct Container {
     pub init: Arc<Process>,
     created_at: SystemTime,
     paused: AtomicBool,
+    close_at_end: AtomicBool,
+    /// The terminal that the container's own is to be as large as.
+    terminal: OnceLock<OwnedFd>,
     execs: Mutex<BTreeMap<ExecId, Arc<Exec>>>,
     mounts: Mutex<Option<ContainerMounts>>,
 }
@@ -39,6 +43,8 @@ impl Container {
             init: Arc::new(init),
             created_at: SystemTime::now(),
             paused: AtomicBool::new(false),
+            close_at_end: AtomicBool::new(false),
+            terminal: OnceLock::new(),
             execs: Mutex::default(),
             mounts: Mutex::default(),
         }
@@ -54,6 +60,24 @@ impl Container {
 
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// Whether the sandbox ends with this container.
+    pub fn closes_at_end(&self) -> bool {
+        self.close_at_end.load(Ordering::Relaxed)
+    }
+
+    pub fn set_close_at_end(&self, close: bool) {
+        self.close_at_end.store(close, Ordering::Relaxed);
+    }
+
+    pub fn terminal(&self) -> Option<&OwnedFd> {
+        self.terminal.get()
+    }
+
+    /// Set once, while the container is made.
+    pub fn set_terminal(&self, terminal: OwnedFd) {
+        let _ = self.terminal.set(terminal);
     }
 
     pub fn is_paused(&self) -> bool {

@@ -15,3 +15,4 @@ pub mod stdio;
 pub mod storage;
 pub mod task_client;
 pub mod vm;
+mod watched;

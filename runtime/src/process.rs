@@ -5,6 +5,7 @@
 //!     └───────────┴───────────────────────▲
 //! ```
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -71,6 +72,7 @@ pub struct Process {
     stage: watch::Sender<Stage>,
     started_at: OnceLock<SystemTime>,
     streams: Mutex<Option<Streams>>,
+    killed: AtomicBool,
 }
 
 impl Process {
@@ -80,7 +82,13 @@ impl Process {
             stage: watch::Sender::new(Stage::Creating),
             started_at: OnceLock::new(),
             streams: Mutex::new(None),
+            killed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether somebody wants its end at once.
+    pub fn killed(&self) -> &AtomicBool {
+        &self.killed
     }
 
     pub fn stage(&self) -> Stage {

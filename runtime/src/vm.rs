@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram as StdUnixDatagram, UnixStream as StdUnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -147,6 +147,8 @@ fn start(
     let mut command = Command::new(path);
     command
         .current_dir("/")
+        // A terminal of the sandbox process tells it alone of its end.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(output.stdout)
         .stderr(output.stderr)

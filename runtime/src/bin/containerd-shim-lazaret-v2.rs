@@ -7,7 +7,7 @@ use lazaret_runtime::shim;
 
 fn main() -> ExitCode {
     match shim::main(std::env::args_os().skip(1)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(err) => {
             report(&err);
             ExitCode::FAILURE

@@ -14,6 +14,7 @@ use super::plan::PlanError;
 use super::store::StoreError;
 use crate::agent::AgentError;
 use crate::config::ConfigError;
+use crate::hooks::HookError;
 use crate::network::NetworkError;
 use crate::process::WrongStage;
 use crate::stdio::StdioError;
@@ -55,6 +56,10 @@ pub enum SandboxError {
     },
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error("the container's hooks were not run to their end")]
+    Hooks(#[source] tokio::task::JoinError),
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error("cannot open the container's log {}", path.display())]

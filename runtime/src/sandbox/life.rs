@@ -21,9 +21,12 @@ use super::config::{Defaults, HostFacts, OWN_NAMESPACE};
 use super::mounts::SharedDir;
 use super::plan::{VmPlan, plan_vm};
 use super::request::read_spec;
-use super::state::{ContainerStatus, process_start_time};
-use super::{BootError, CLOSING_GRACE, Chain, Close, Fault, Phase, Sandbox, VmmFacts, store};
+use super::state::{ContainerStatus, DIED_STATUS, process_start_time};
+use super::{
+    BootError, CLOSING_GRACE, Chain, Close, Ended, Fault, Phase, Sandbox, VmmFacts, store,
+};
 use crate::agent::{self, AgentClient};
+use crate::process::Stage;
 use crate::vm::{self, GuestConnection, Vm, VmHandle, VmmOutput};
 
 const KVM: &str = "/dev/kvm";
@@ -54,7 +57,7 @@ enum Cause {
 impl Sandbox {
     /// Lives the sandbox's life. Returns once it is over and only what is to be
     /// kept is left.
-    pub async fn run(self: Arc<Self>) -> Close {
+    pub async fn run(self: Arc<Self>) -> Ended {
         let watch = tokio::spawn(Arc::clone(&self).close_when_left());
         let reason = match self.start_vm().await {
             Ok(vm) => self.watch(vm).await,
@@ -72,7 +75,23 @@ impl Sandbox {
         {
             tracing::error!("{}", Chain(&err));
         }
-        close
+        Ended {
+            close,
+            exit_code: self.exit_code(),
+        }
+    }
+
+    fn exit_code(&self) -> u8 {
+        if !self.is_the_container() {
+            return 0;
+        }
+        let exit = self.containers().values().next().map(|it| it.init.exit());
+        let status = match exit {
+            Some(exit) => exit.map_or(DIED_STATUS, |exit| exit.status),
+            // Deleted with its result told, or never there.
+            None => 0,
+        };
+        u8::try_from(status).unwrap_or(u8::MAX)
     }
 
     async fn start_vm(&self) -> Result<Vm, BootError> {
@@ -340,6 +359,12 @@ impl Sandbox {
         let ends = async {
             for container in &containers {
                 container.init.wait().await;
+                let execs: Vec<_> = container.execs().values().cloned().collect();
+                for exec in execs {
+                    if exec.process.stage() != Stage::Creating {
+                        exec.process.wait().await;
+                    }
+                }
             }
         };
         if timeout(CLOSING_GRACE, ends).await.is_err() {
@@ -366,10 +391,10 @@ impl Sandbox {
         self.changed();
     }
 
-    /// A sandbox of the `lazaret` command has no engine that would come back:
-    /// left by its clients, and with nothing running, it ends.
+    /// A sandbox of a command has no engine that would come back: left by its
+    /// clients, and without a container to keep, it ends.
     async fn close_when_left(self: Arc<Self>) {
-        if self.setup.namespace != OWN_NAMESPACE {
+        if self.setup.namespace != OWN_NAMESPACE && !self.is_the_container() {
             return;
         }
         let mut clients = self.clients.subscribe();
@@ -384,7 +409,7 @@ impl Sandbox {
         loop {
             let left = *clients.borrow_and_update() == 0;
             changes.mark_unchanged();
-            if left && !self.is_anything_running() {
+            if left && !self.is_kept() {
                 self.close(Close::Quit);
                 return;
             }
@@ -396,13 +421,18 @@ impl Sandbox {
         }
     }
 
-    fn is_anything_running(&self) -> bool {
-        self.containers().values().any(|container| {
-            matches!(
-                container.status(),
-                ContainerStatus::Running | ContainerStatus::Paused
-            )
-        })
+    /// Whether there is a container to live for: one that runs, and for
+    /// `lazaret-oci`, whose verbs come and go, one that is made.
+    fn is_kept(&self) -> bool {
+        self.containers()
+            .values()
+            .any(|container| match container.status() {
+                ContainerStatus::Running | ContainerStatus::Paused => true,
+                ContainerStatus::Created => {
+                    self.is_the_container() && container.init.stage() == Stage::Created
+                }
+                ContainerStatus::Stopped => false,
+            })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod plan;
 mod request;
 pub mod state;
 pub mod store;
+mod terminal;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -37,8 +38,10 @@ use crate::agent::{AgentClient, GuestPorts};
 use crate::config::Config;
 use crate::container::Container;
 use crate::network::Network;
+use crate::stdio::Inherited;
 use crate::vm::VmHandle;
 use cgroup::Cgroup;
+use config::OCI_NAMESPACE;
 use id::{ContainerId, SandboxId};
 use mounts::SharedDir;
 use state::SandboxState;
@@ -64,6 +67,14 @@ pub enum Close {
     Shutdown,
     /// Nobody asked for the results yet: leave the state of its containers.
     Quit,
+}
+
+/// How a sandbox has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub close: Close,
+    /// In namespace `oci` the container's exit status.
+    pub exit_code: u8,
 }
 
 /// What a guest did for which its microVM must end.
@@ -102,6 +113,8 @@ pub struct Sandbox {
     setup: Setup,
     events: EventSink,
     guest_ports: GuestPorts,
+    /// Descriptors that requests will name.
+    inherited: Inherited,
     phase: watch::Sender<Phase>,
     shared: OnceLock<SharedDir>,
     vmm: OnceLock<VmmFacts>,
@@ -143,6 +156,7 @@ impl Sandbox {
             network: plan::has_network(&setup.namespace).then(Network::default),
             setup,
             events,
+            inherited: Inherited::default(),
             phase: watch::Sender::new(Phase::Preparing),
             shared: OnceLock::new(),
             vmm: OnceLock::new(),
@@ -152,6 +166,11 @@ impl Sandbox {
             changes: watch::Sender::new(0),
             clients: watch::Sender::new(0),
         })
+    }
+
+    /// Where descriptors are handed over.
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     pub fn id(&self) -> &SandboxId {
@@ -281,9 +300,19 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The number under which the host knows all processes of the guest.
+    /// The number under which the host knows all processes of the guest: of the
+    /// VMM, or of this process where it ends as its container does.
     fn pid(&self) -> Option<u32> {
+        if self.is_the_container() {
+            return Some(std::process::id());
+        }
         self.vmm.get().map(|vmm| vmm.pid)
+    }
+
+    /// Whether this process stands for the sandbox's one container: its end is the
+    /// container's, its exit status too, and signals to it are for the container.
+    fn is_the_container(&self) -> bool {
+        self.setup.namespace == OCI_NAMESPACE
     }
 
     /// Notes a change: writes the state down, and wakes who waits for changes.

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags, mkdirat, open, openat, statvfs};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, major, minor, mkdirat, open, openat, statvfs};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
@@ -150,7 +150,9 @@ impl SharedDir {
         for mount in binds {
             match mount.kind {
                 PathKind::Directory => self.make_dir(&mount.target)?,
-                PathKind::File | PathKind::Other(_) => self.make_file(&mount.target)?,
+                PathKind::File | PathKind::GuestDevice(_) | PathKind::Other(_) => {
+                    self.make_file(&mount.target)?;
+                }
             }
             let target = self.path.join(&mount.target);
             bind(&mount.source, &target, mount.recursive, mount.read_only)?;
@@ -353,8 +355,12 @@ fn parse_options(options: &[String]) -> Result<(MountFlags, String), MountError>
 
 /// What is at a host path, links followed.
 pub fn kind_of(path: &Path) -> io::Result<PathKind> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = std::fs::metadata(path)?.file_type();
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let meta = std::fs::metadata(path)?;
+    let kind = meta.file_type();
+    if let Some(path) = guest_device(meta.rdev()).filter(|_| kind.is_char_device()) {
+        return Ok(PathKind::GuestDevice(path));
+    }
     Ok(if kind.is_dir() {
         PathKind::Directory
     } else if kind.is_file() {
@@ -368,6 +374,18 @@ pub fn kind_of(path: &Path) -> io::Result<PathKind> {
     } else {
         PathKind::Other("special file")
     })
+}
+
+/// Engines bind `/dev/null` over what a container is not to see.
+fn guest_device(number: u64) -> Option<&'static str> {
+    match (major(number), minor(number)) {
+        (1, 3) => Some("/dev/null"),
+        (1, 5) => Some("/dev/zero"),
+        (1, 7) => Some("/dev/full"),
+        (1, 8) => Some("/dev/random"),
+        (1, 9) => Some("/dev/urandom"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use thiserror::Error;
 use super::cgroup::{Cgroup, CgroupError};
 use super::id::SandboxId;
 use super::state::{SandboxState, process_start_time};
+use crate::stdio::handover::STDIO_SOCKET;
 
 /// How long a killed process may take to end.
 const KILL_DEADLINE_S: i64 = 10;
@@ -73,6 +74,11 @@ impl SandboxDir {
     /// The Task API.
     pub fn task_socket(&self) -> PathBuf {
         self.path.join("task.sock")
+    }
+
+    /// Where descriptors are handed over.
+    pub fn stdio_socket(&self) -> PathBuf {
+        self.path.join(STDIO_SOCKET)
     }
 
     /// Where a connection to a guest port is asked for.

@@ -4,12 +4,12 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,13 +18,16 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use nix::sched::{CloneFlags, unshare};
 use protobuf::{Message, MessageField};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::setsid;
 use serde_json::json;
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::args::{Action, Args, ArgsError};
+use super::handover::{bind_stdio, serve_stdio};
 use super::serve::{ServeError, serve};
+use super::signals::Signals;
 use crate::config::{Config, ConfigError};
 use crate::network::{self, NamespaceError};
 use crate::sandbox::cgroup::CGROUP_DIR;
@@ -32,7 +35,8 @@ use crate::sandbox::id::{IdError, SandboxId};
 use crate::sandbox::plan::has_network;
 use crate::sandbox::state::DIED_STATUS;
 use crate::sandbox::store::{self, SandboxDir, Store, StoreError};
-use crate::sandbox::{Close, Sandbox, SandboxError, SandboxLog, Setup, read_spec};
+use crate::sandbox::{Close, Ended, Sandbox, SandboxError, SandboxLog, Setup, read_spec};
+use crate::stdio::handover;
 
 const RUNTIME_NAME: &str = "io.containerd.lazaret.v2";
 
@@ -65,7 +69,7 @@ pub enum ShimError {
     Open { path: PathBuf, source: io::Error },
     #[error("cannot start the sandbox process")]
     Spawn(#[source] io::Error),
-    #[error("this is to be run by `start`, which hands over a socket and a lock")]
+    #[error("this is to be run by `start`, which hands over sockets and a lock")]
     Handover(#[source] io::Error),
     #[error("cannot set up the sandbox process")]
     Runtime(#[source] io::Error),
@@ -78,9 +82,9 @@ pub enum ShimError {
 }
 
 /// The shim as a program.
-pub fn main(args: impl Iterator<Item = OsString>) -> Result<(), ShimError> {
+pub fn main(args: impl Iterator<Item = OsString>) -> Result<ExitCode, ShimError> {
     let args = Args::parse(args)?;
-    match args.action {
+    let done = match args.action {
         Action::Version => {
             let version = env!("CARGO_PKG_VERSION");
             answer(format!("containerd-shim-lazaret-v2 {version}\n").as_bytes())
@@ -88,8 +92,9 @@ pub fn main(args: impl Iterator<Item = OsString>) -> Result<(), ShimError> {
         Action::Info => answer(&info().write_to_bytes()?),
         Action::Start => start(&args),
         Action::Delete => delete(&args),
-        Action::Serve => be_sandbox(args),
-    }
+        Action::Serve => return be_sandbox(args),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn answer(bytes: &[u8]) -> Result<(), ShimError> {
@@ -152,6 +157,12 @@ fn let_go(args: &Args, dir: &SandboxDir) -> Result<(), ShimError> {
         path: socket,
         source,
     })?;
+    let stdio_socket = dir.stdio_socket();
+    let stdio = bind_stdio(&stdio_socket).map_err(|source| ShimError::Listen {
+        path: stdio_socket,
+        source,
+    })?;
+    let sockets = pack(&[listener.as_fd(), stdio.as_fd()]).map_err(ShimError::Spawn)?;
     if has_network(&args.namespace) {
         // While paths are the caller's.
         let bundle = args.bundle.clone().unwrap_or_default();
@@ -172,12 +183,7 @@ fn let_go(args: &Args, dir: &SandboxDir) -> Result<(), ShimError> {
     if args.debug {
         command.arg("-debug");
     }
-    command
-        .stdin(OwnedFd::from(listener))
-        .stdout(lock)
-        .stderr(log)
-        // A terminal's signals are for the command, not for the sandbox.
-        .process_group(0);
+    command.stdin(sockets).stdout(lock).stderr(log);
     let mut child = command.spawn().map_err(ShimError::Spawn)?;
     if let Err(err) = dir.write_pid(child.id()) {
         // Nobody would find it again; an error here means that it is gone already.
@@ -185,6 +191,25 @@ fn let_go(args: &Args, dir: &SandboxDir) -> Result<(), ShimError> {
         return Err(err.into());
     }
     Ok(())
+}
+
+/// Packs up what is to be handed over. Descriptors in a packet are closed again
+/// where nobody takes them out.
+fn pack(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    handover::send(ours.as_fd(), b"sockets", fds)?;
+    Ok(theirs)
+}
+
+fn unpack(packed: BorrowedFd<'_>) -> io::Result<[OwnedFd; 2]> {
+    let (_, fds) = handover::receive(packed)?;
+    fds.try_into()
+        .map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// What is mounted for the sandbox is seen by it alone, and gone with it; what
@@ -218,13 +243,16 @@ fn delete(args: &Args) -> Result<(), ShimError> {
     answer(&reply.write_to_bytes()?)
 }
 
-/// Is the sandbox process. `start` has given its socket as standard input and
-/// the lock on its directory as standard output.
-fn be_sandbox(args: Args) -> Result<(), ShimError> {
-    let listener = take(io::stdin().as_fd())?;
-    let lock = take(io::stdout().as_fd())?;
+/// Is the sandbox process. `start` has packed its sockets into standard input and
+/// given the lock on its directory as standard output.
+fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
+    let [listener, stdio] = unpack(io::stdin().as_fd()).map_err(ShimError::Handover)?;
+    let lock = io::stdout().as_fd().try_clone_to_owned();
+    let lock = lock.map_err(ShimError::Handover)?;
     let listener = UnixListener::from(listener);
-    listener.local_addr().map_err(ShimError::Handover)?;
+    // A terminal's signals are for the command, not for the sandbox, unless the
+    // terminal becomes its own.
+    setsid().map_err(|err| ShimError::Handover(err.into()))?;
 
     let id = SandboxId::new(args.id)?;
     let config = Config::load()?;
@@ -256,23 +284,19 @@ fn be_sandbox(args: Args) -> Result<(), ShimError> {
         .enable_all()
         .build()
         .map_err(ShimError::Runtime)?;
-    let close = runtime.block_on(live(setup, listener))?;
+    let ended = runtime.block_on(live(setup, listener, stdio))?;
     runtime.shutdown_background();
     drop(lock);
     match std::env::var_os(EXIT_COMMAND_ENV) {
-        Some(command) if close == Close::Quit => Err(ShimError::Spawn(
+        Some(command) if ended.close == Close::Quit => Err(ShimError::Spawn(
             Command::new(command)
                 .args(["cleanup", id.as_str()])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .exec(),
         )),
-        _ => Ok(()),
+        _ => Ok(ended.exit_code.into()),
     }
-}
-
-fn take(fd: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, ShimError> {
-    fd.try_clone_to_owned().map_err(ShimError::Handover)
 }
 
 fn init_tracing(log: &Arc<SandboxLog>, debug: bool) {
@@ -290,34 +314,20 @@ fn init_tracing(log: &Arc<SandboxLog>, debug: bool) {
         .init();
 }
 
-async fn live(setup: Setup, listener: UnixListener) -> Result<Close, ShimError> {
+async fn live(setup: Setup, listener: UnixListener, stdio: OwnedFd) -> Result<Ended, ShimError> {
+    let signals = Signals::catch(&setup.namespace).map_err(ShimError::Runtime)?;
     let sandbox = Sandbox::new(setup, Box::new(|event| tracing::debug!(?event)));
+    let stdio = tokio::spawn(serve_stdio(stdio, sandbox.inherited().clone()));
     let mut server = serve(&sandbox, listener).await?;
-    let signals = tokio::spawn(heed_signals(Arc::clone(&sandbox)));
-    let close = Arc::clone(&sandbox).run().await;
+    let signals = tokio::spawn(signals.heed(Arc::clone(&sandbox)));
+    let ended = Arc::clone(&sandbox).run().await;
     signals.abort();
+    stdio.abort();
     let farewell = async {
         // An error here means that there is nobody left to tell.
         let _ = server.shutdown().await;
         sandbox.deserted().await;
     };
     let _ = timeout(FAREWELL, farewell).await;
-    Ok(close)
-}
-
-async fn heed_signals(sandbox: Arc<Sandbox>) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    // A terminal that goes away is no reason to end.
-    let mut hangup = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {}
-        }
-    }
-    tracing::info!("told to end by a signal");
-    sandbox.close(Close::Quit);
-    Ok(())
+    Ok(ended)
 }

@@ -10,8 +10,10 @@
 
 mod args;
 mod entry;
+mod handover;
 mod metrics;
 mod serve;
+mod signals;
 mod task;
 
 pub use args::{Action, Args, ArgsError};

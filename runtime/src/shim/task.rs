@@ -327,6 +327,8 @@ fn status(err: &SandboxError) -> TtrpcError {
         SandboxError::Agent(AgentError::Deadline(_)) => Code::DEADLINE_EXCEEDED,
         SandboxError::Mount(_)
         | SandboxError::Log { .. }
+        | SandboxError::Hook(_)
+        | SandboxError::Hooks(_)
         | SandboxError::Agent(_)
         | SandboxError::Network(_) => Code::INTERNAL,
     };

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
-use tokio::net::UnixListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -74,7 +75,7 @@ async fn output_reaches_log_and_fifo_before_the_end() {
     let reader = Fixture::reader(&path);
     let log_path = fixture.path("log");
     let log = JsonLog::open(&log_path).unwrap();
-    let ends = HostEnds::open(&stdout(&path), Some(&log)).unwrap();
+    let ends = HostEnds::open(&stdout(&path), Some(&log), &Inherited::default()).unwrap();
     // stderr goes to the log alone; close it in this test.
     let ends = HostEnds {
         stderr: None,
@@ -93,7 +94,7 @@ async fn output_reaches_log_and_fifo_before_the_end() {
         guest.write_all(&block).await.unwrap();
     }
     drop(guest);
-    streams.finish().await;
+    streams.finish(&AtomicBool::new(false)).await;
     assert_eq!(reading.await.unwrap(), total as u64);
     let logged = std::fs::read_to_string(&log_path).unwrap();
     let bytes: usize = logged.bytes().filter(|byte| *byte == b'x').count();
@@ -107,7 +108,7 @@ async fn a_reader_that_is_gone_does_not_stop_the_log() {
     let reader = Fixture::reader(&path);
     let log_path = fixture.path("log");
     let log = JsonLog::open(&log_path).unwrap();
-    let ends = HostEnds::open(&stdout(&path), Some(&log)).unwrap();
+    let ends = HostEnds::open(&stdout(&path), Some(&log), &Inherited::default()).unwrap();
     let ends = HostEnds {
         stderr: None,
         ..ends
@@ -116,7 +117,7 @@ async fn a_reader_that_is_gone_does_not_stop_the_log() {
     drop(reader);
     guest.write_all(&vec![b'y'; 300_000]).await.unwrap();
     drop(guest);
-    streams.finish().await;
+    streams.finish(&AtomicBool::new(false)).await;
     let logged = std::fs::read_to_string(&log_path).unwrap();
     assert_eq!(logged.bytes().filter(|byte| *byte == b'y').count(), 300_000);
 }
@@ -126,16 +127,16 @@ async fn output_held_open_by_another_is_cut_off() {
     let fixture = Fixture::new();
     let path = fixture.fifo("out");
     let _reader = Fixture::reader(&path);
-    let ends = HostEnds::open(&stdout(&path), None).unwrap();
+    let ends = HostEnds::open(&stdout(&path), None, &Inherited::default()).unwrap();
     let (streams, _, _guest) = fixture.connect(ends).await;
-    streams.finish().await;
+    streams.finish(&AtomicBool::new(false)).await;
 }
 
 #[tokio::test]
 async fn stdin_waits_for_its_first_writer_and_ends_with_the_last() {
     let fixture = Fixture::new();
     let path = fixture.fifo("in");
-    let ends = HostEnds::open(&stdin(&path), None).unwrap();
+    let ends = HostEnds::open(&stdin(&path), None, &Inherited::default()).unwrap();
     let (_streams, _, mut guest) = fixture.connect(ends).await;
     let early = tokio::time::timeout(Duration::from_millis(50), guest.read_u8()).await;
     assert!(early.is_err(), "no writer yet, and no end");
@@ -151,7 +152,7 @@ async fn stdin_waits_for_its_first_writer_and_ends_with_the_last() {
 async fn closing_stdin_delivers_what_was_written_before() {
     let fixture = Fixture::new();
     let path = fixture.fifo("in");
-    let ends = HostEnds::open(&stdin(&path), None).unwrap();
+    let ends = HostEnds::open(&stdin(&path), None, &Inherited::default()).unwrap();
     let (streams, _, mut guest) = fixture.connect(ends).await;
     let mut writer = File::options().read(true).write(true).open(&path).unwrap();
     writer.write_all(&vec![b'z'; 50_000]).unwrap();
@@ -167,7 +168,7 @@ fn what_is_no_fifo_is_refused() {
     let file = fixture.path().join("file");
     std::fs::write(&file, "").unwrap();
     let file = file.display().to_string();
-    let open = |paths: &StdioPaths| HostEnds::open(paths, None).unwrap_err();
+    let open = |paths: &StdioPaths| HostEnds::open(paths, None, &Inherited::default()).unwrap_err();
     assert!(matches!(open(&stdout(&file)), StdioError::NotFifo { .. }));
     assert!(matches!(open(&stdin("/none")), StdioError::Open { .. }));
     let logger = open(&stdout("binary:///bin/logger"));

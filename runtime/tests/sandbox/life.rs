@@ -256,7 +256,7 @@ async fn a_plan_that_cannot_be_honoured_is_refused_by_name() {
             "/no/such/path does not exist",
         ),
         (
-            |spec| spec["mounts"][0]["source"] = "/dev/null".into(),
+            |spec| spec["mounts"][0]["source"] = "/dev/ptmx".into(),
             "is a device",
         ),
     ];

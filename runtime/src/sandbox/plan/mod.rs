@@ -20,6 +20,7 @@ use super::config::{
 };
 use super::id::ContainerId;
 use super::mounts::{ENGINE_ROOTFS, PRIVATE_ROOTFS};
+use crate::hooks::HookKind;
 use crate::network;
 
 const MIB: u64 = 1024 * 1024;
@@ -82,6 +83,8 @@ pub enum PlanError {
 pub enum PathKind {
     File,
     Directory,
+    /// A device that every guest has itself, under this path.
+    GuestDevice(&'static str),
     /// Anything else, by its name.
     Other(&'static str),
 }
@@ -229,7 +232,7 @@ pub fn plan_container(
     if has_network(namespace) {
         forget_network_path(&mut spec);
     }
-    refuse_what_a_guest_cannot_do(&spec)?;
+    refuse_what_a_guest_cannot_do(&spec, namespace)?;
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
 
     let root = spec["root"]["path"]
@@ -243,9 +246,13 @@ pub fn plan_container(
     if let Some(list) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
         for mount in list {
             let target = format!("{id}/mounts/{}", mounts.len());
-            if let Some(host_mount) = plan_mount(mount, bundle, target.into(), &kind_of)? {
-                mount["source"] = guest_path(&host_mount.target).into();
-                mounts.push(host_mount);
+            match plan_mount(mount, bundle, target.into(), &kind_of)? {
+                Source::Guest => {}
+                Source::GuestDevice(path) => mount["source"] = path.into(),
+                Source::Host(host_mount) => {
+                    mount["source"] = guest_path(&host_mount.target).into();
+                    mounts.push(host_mount);
+                }
             }
         }
     }
@@ -274,20 +281,27 @@ fn guest_path(below_shared: &Path) -> String {
     format!("{GUEST_SHARED_DIR}/{}", below_shared.display())
 }
 
-/// A bind mount of something of the host; other mounts are the guest's own.
+/// Where what is mounted comes from.
+enum Source {
+    Guest,
+    GuestDevice(&'static str),
+    Host(HostMount),
+}
+
+/// A bind mount is of something of the host; other mounts are the guest's own.
 fn plan_mount(
     mount: &Value,
     bundle: &Path,
     target: PathBuf,
     kind_of: &impl Fn(&Path) -> io::Result<PathKind>,
-) -> Result<Option<HostMount>, PlanError> {
+) -> Result<Source, PlanError> {
     let options: Vec<&str> = mount["options"]
         .as_array()
         .map(|options| options.iter().filter_map(Value::as_str).collect())
         .unwrap_or_default();
     let has = |name: &str| options.contains(&name);
     if mount["type"] != "bind" && !has("bind") && !has("rbind") {
-        return Ok(None);
+        return Ok(Source::Guest);
     }
     let destination = mount["destination"]
         .as_str()
@@ -310,7 +324,8 @@ fn plan_mount(
             source_path,
             kind,
         }),
-        Ok(kind) => Ok(Some(HostMount {
+        Ok(PathKind::GuestDevice(path)) => Ok(Source::GuestDevice(path)),
+        Ok(kind) => Ok(Source::Host(HostMount {
             source: source_path,
             target,
             kind,
@@ -332,7 +347,8 @@ fn plan_mount(
 /// The network namespace of the spec is where the sandbox process lives; in the guest
 /// there is one as well, which means nothing to a path of the host.
 fn forget_network_path(spec: &mut Value) {
-    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    let namespaces = spec.pointer_mut("/linux/namespaces");
+    let namespaces = namespaces.and_then(Value::as_array_mut);
     for namespace in namespaces.into_iter().flatten() {
         if namespace["type"] == "network"
             && let Some(namespace) = namespace.as_object_mut()
@@ -342,7 +358,18 @@ fn forget_network_path(spec: &mut Value) {
     }
 }
 
-fn refuse_what_a_guest_cannot_do(spec: &Value) -> Result<(), PlanError> {
+/// Hooks that somebody runs: `lazaret-oci` those of the host's side, the sandbox
+/// process and the agent the two others.
+fn is_run(hook: &str, namespace: &str) -> bool {
+    let hook = HookKind::ALL.into_iter().find(|kind| kind.name() == hook);
+    match hook {
+        Some(HookKind::CreateContainer | HookKind::StartContainer) => true,
+        Some(_) => namespace == OCI_NAMESPACE,
+        None => false,
+    }
+}
+
+fn refuse_what_a_guest_cannot_do(spec: &Value, namespace: &str) -> Result<(), PlanError> {
     let unsupported = |what: String| Err(PlanError::Unsupported(what));
     for platform in ["solaris", "windows", "vm", "zos"] {
         if spec.get(platform).is_some_and(|value| !value.is_null()) {
@@ -351,7 +378,7 @@ fn refuse_what_a_guest_cannot_do(spec: &Value) -> Result<(), PlanError> {
     }
     if let Some(hooks) = spec["hooks"].as_object() {
         for (name, list) in hooks {
-            if list.as_array().is_some_and(|list| !list.is_empty()) {
+            if list.as_array().is_some_and(|list| !list.is_empty()) && !is_run(name, namespace) {
                 return unsupported(format!("hook {name:?}"));
             }
         }
@@ -360,9 +387,9 @@ fn refuse_what_a_guest_cannot_do(spec: &Value) -> Result<(), PlanError> {
     if linux.get("intelRdt").is_some_and(|rdt| !rdt.is_null()) {
         return unsupported("linux.intelRdt".to_owned());
     }
-    for namespace in linux["namespaces"].as_array().into_iter().flatten() {
-        if let Some(path) = namespace["path"].as_str().filter(|path| !path.is_empty()) {
-            let kind = namespace["type"].as_str().unwrap_or("unnamed");
+    for joined in linux["namespaces"].as_array().into_iter().flatten() {
+        if let Some(path) = joined["path"].as_str().filter(|path| !path.is_empty()) {
+            let kind = joined["type"].as_str().unwrap_or("unnamed");
             return unsupported(format!("joining the host's {kind} namespace {path}"));
         }
     }

@@ -1,12 +1,15 @@
 //! A container's life: made, paused, forgotten.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
 use ttrpc::Code;
 
 use super::{CreateRequest, Target, read_spec};
 use crate::agent::AgentError;
 use crate::container::Container;
+use crate::hooks::{HookKind, HookState, hooks_of, run_hooks};
 use crate::network::resolv_conf;
 use crate::process::{Exit, Process, Stage};
 use crate::sandbox::id::{ContainerId, ExecId};
@@ -73,11 +76,18 @@ impl Sandbox {
             terminal,
             ..request.stdio
         };
-        let ends = HostEnds::open(&stdio, log.as_ref())?;
+        if terminal
+            && self.is_the_container()
+            && let Some(terminal) = self.inherited.terminal(&stdio.stdin)?
+        {
+            container.set_terminal(terminal);
+        }
+        let ends = HostEnds::open(&stdio, log.as_ref(), &self.inherited)?;
         // While the guest boots.
         let shared = self.prepared().await?;
         let mounted = shared.mount_container(id, &root, &rootfs, &request.rootfs, &mounts)?;
         *container.mounts() = Some(mounted);
+        let spec = run_hooks_of_create(id, &request.bundle, spec).await?;
         let spec_json = spec.to_string().into_bytes();
 
         let agent = self.agent().await?;
@@ -87,14 +97,15 @@ impl Sandbox {
         agent
             .create_container(id.as_str(), &request.bundle, spec_json, stdio)
             .await?;
+        self.take_terminal(&agent, container).await;
         container.init.created(streams);
+        container.set_close_at_end(annotations.auto_shutdown || self.is_the_container());
         let target = Target {
             container: Arc::clone(container),
             exec: None,
             process: Arc::clone(&container.init),
         };
-        let close_at_end = annotations.auto_shutdown;
-        tokio::spawn(Arc::clone(self).attend(agent, target, close_at_end));
+        tokio::spawn(Arc::clone(self).attend(agent, target));
         Ok(())
     }
 
@@ -172,4 +183,28 @@ impl Sandbox {
             self.close(Close::Shutdown);
         }
     }
+}
+
+/// Hooks of this process's mount and network namespaces. The guest boots on.
+async fn run_hooks_of_create(
+    id: &ContainerId,
+    bundle: &Path,
+    spec: Value,
+) -> Result<Value, SandboxError> {
+    if hooks_of(&spec, HookKind::CreateContainer)?.is_empty() {
+        return Ok(spec);
+    }
+    let (id, bundle) = (id.clone(), bundle.to_owned());
+    let ran = tokio::task::spawn_blocking(move || {
+        let state = HookState {
+            id: id.as_str(),
+            status: "creating",
+            pid: Some(std::process::id()),
+            bundle: &bundle,
+            spec: &spec,
+        };
+        run_hooks(&spec, HookKind::CreateContainer, &state)?;
+        Ok(spec)
+    });
+    ran.await.map_err(SandboxError::Hooks)?
 }

@@ -2,6 +2,7 @@
 //! until they have ended and their output is delivered, signalled.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use ttrpc::Code;
@@ -11,6 +12,7 @@ use crate::agent::{AgentClient, AgentError};
 use crate::container::Exec;
 use crate::process::{Exit, Process};
 use crate::sandbox::id::{ContainerId, ExecId};
+use crate::sandbox::terminal::set_size;
 use crate::sandbox::{CLOSING_GRACE, Chain, Close, Event, Fault, Sandbox, SandboxError};
 use crate::stdio::HostEnds;
 
@@ -73,7 +75,7 @@ impl Sandbox {
                 reason: Some(err.to_string()),
                 oom_killed: false,
             });
-            self.changed();
+            self.after_the_end(&target);
             return Err(err.into());
         }
         target.process.started();
@@ -101,18 +103,27 @@ impl Sandbox {
             execs.get(exec).map(|exec| exec.spec_json.clone())
         };
         let made = async {
-            let ends = HostEnds::open(&target.process.stdio, None)?;
+            let stdio = &target.process.stdio;
+            let terminal = if stdio.terminal {
+                self.inherited.terminal(&stdio.stdin)?
+            } else {
+                None
+            };
+            let ends = HostEnds::open(stdio, None, &self.inherited)?;
             let (streams, stdio) = ends.connect(&self.guest_ports).await?;
             agent
                 .create_process(target.name(), spec_json.unwrap_or_default(), stdio)
                 .await?;
+            if let Some(terminal) = &terminal {
+                set_size(agent, target.name(), terminal).await;
+            }
             Ok::<_, SandboxError>(streams)
         };
         match made.await {
             Ok(streams) => {
                 target.process.created(streams);
                 let attended = self.target(id, Some(exec))?;
-                tokio::spawn(Arc::clone(self).attend(agent.clone(), attended, false));
+                tokio::spawn(Arc::clone(self).attend(agent.clone(), attended));
                 Ok(target)
             }
             Err(err) => {
@@ -132,12 +143,7 @@ impl Sandbox {
     }
 
     /// Waits for a process's end, and for its output to be delivered.
-    pub(super) async fn attend(
-        self: Arc<Self>,
-        agent: AgentClient,
-        target: Target,
-        close_at_end: bool,
-    ) {
+    pub(super) async fn attend(self: Arc<Self>, agent: AgentClient, target: Target) {
         let exit = tokio::select! {
             reply = agent.wait_process(target.name()) => match reply {
                 Ok(reply) => Exit {
@@ -161,7 +167,7 @@ impl Sandbox {
         };
         if let Some(streams) = target.process.take_streams() {
             tokio::select! {
-                () = streams.finish() => {}
+                () = streams.finish(target.process.killed()) => {}
                 () = self.out_of_time() => tracing::warn!("undelivered output is dropped"),
             }
         }
@@ -169,7 +175,7 @@ impl Sandbox {
         if !target.process.stopped(exit.clone()) {
             return;
         }
-        self.changed();
+        self.after_the_end(&target);
         let container = target.container.id.clone();
         if oom_killed {
             self.publish(Event::Oom {
@@ -181,7 +187,11 @@ impl Sandbox {
             exec: target.exec,
             exit,
         });
-        if close_at_end {
+    }
+
+    fn after_the_end(&self, target: &Target) {
+        self.changed();
+        if target.exec.is_none() && target.container.closes_at_end() {
             self.close(Close::Quit);
         }
     }
@@ -213,6 +223,9 @@ impl Sandbox {
             return Err(SandboxError::AlreadyEnded);
         }
         target.process.must_be_alive()?;
+        if signal == SIGKILL {
+            target.process.killed().store(true, Ordering::Relaxed);
+        }
         let agent = self.agent().await?;
         let result = agent.signal(target.name(), signal, all).await;
         if signal == SIGKILL && matches!(result, Err(AgentError::Deadline(_))) {
