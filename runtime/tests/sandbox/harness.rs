@@ -7,12 +7,15 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, KillRequest, ShutdownRequest, StartRequest, WaitRequest,
+    CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, ShutdownRequest,
+    StartRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use lazaret_runtime::sandbox::id::SandboxId;
 use lazaret_runtime::sandbox::state::{SandboxState, process_start_time};
 use lazaret_runtime::sandbox::store::Store;
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 use ttrpc::context::with_duration;
 use ttrpc::{Code, Error};
@@ -206,6 +209,18 @@ pub fn start_request(exec: &str) -> StartRequest {
         id: ID.to_owned(),
         exec_id: exec.to_owned(),
         ..StartRequest::default()
+    }
+}
+
+pub fn exec_request(exec: &str, args: &[&str]) -> ExecProcessRequest {
+    ExecProcessRequest {
+        id: ID.to_owned(),
+        exec_id: exec.to_owned(),
+        spec: MessageField::some(Any {
+            value: json!({ "args": args }).to_string().into_bytes(),
+            ..Any::default()
+        }),
+        ..ExecProcessRequest::default()
     }
 }
 

@@ -3,20 +3,17 @@
 use std::os::unix::fs::PermissionsExt;
 
 use containerd_shim_protos::api::{
-    ExecProcessRequest, PauseRequest, ResumeRequest, StateRequest, StatsRequest, Status,
-    UpdateTaskRequest,
+    PauseRequest, ResumeRequest, StateRequest, StatsRequest, Status, UpdateTaskRequest,
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use lazaret_runtime::sandbox::state::ContainerStatus;
-use protobuf::well_known_types::any::Any;
-use protobuf::{Message, MessageField};
+use protobuf::Message;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
 use ttrpc::Code;
 
 use crate::harness::{
-    Box_, ID, context, create_request, delete_request, kill_request, refusal, shutdown_request,
-    start_request, wait_request,
+    Box_, ID, context, create_request, delete_request, exec_request, kill_request, refusal,
+    shutdown_request, start_request, wait_request,
 };
 
 const ENGINE: &str = "test";
@@ -123,15 +120,7 @@ async fn a_process_is_added_to_a_running_container() {
     client.create(context(), &create).await.unwrap();
     client.start(context(), &start_request("")).await.unwrap();
     sandbox.note_pids();
-    let exec = |args: &[&str]| ExecProcessRequest {
-        id: ID.to_owned(),
-        exec_id: "e1".to_owned(),
-        spec: MessageField::some(Any {
-            value: json!({ "args": args }).to_string().into_bytes(),
-            ..Any::default()
-        }),
-        ..ExecProcessRequest::default()
-    };
+    let exec = |args: &[&str]| exec_request("e1", args);
     client.exec(context(), &exec(&["exit", "3"])).await.unwrap();
     let again = refusal(client.exec(context(), &exec(&["exit", "3"])).await);
     assert_eq!(again.0, Code::ALREADY_EXISTS);

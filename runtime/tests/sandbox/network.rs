@@ -16,8 +16,8 @@ use serde_json::json;
 use ttrpc::Code;
 
 use crate::harness::{
-    Box_, context, create_request, delete_request, kill_request, refusal, shutdown_request,
-    start_request, wait_request,
+    Box_, context, create_request, delete_request, exec_request, kill_request, refusal,
+    shutdown_request, start_request, wait_request,
 };
 
 const OCI: &str = "oci";
@@ -465,7 +465,7 @@ async fn names_are_asked_of_the_engines_resolver() {
             let _ = std::io::copy(&mut client.try_clone().unwrap(), &mut client);
         }
     });
-    let mut sandbox = sandbox(Some(&net.path()), &["resolve"]);
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
     let resolv_conf = sandbox.path("resolv.conf");
     fs::write(&resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n").unwrap();
     sandbox.change_spec(|spec| {
@@ -478,7 +478,10 @@ async fn names_are_asked_of_the_engines_resolver() {
     let client = create(&mut sandbox).await;
     assert_eq!(told(&sandbox).name_server, [127, 0, 0, 11]);
     client.start(context(), &start_request("")).await.unwrap();
-    let exit = client.wait(context(), &wait_request("")).await.unwrap();
+    let exec = exec_request("e1", &["resolve"]);
+    client.exec(context(), &exec).await.unwrap();
+    client.start(context(), &start_request("e1")).await.unwrap();
+    let exit = client.wait(context(), &wait_request("e1")).await.unwrap();
     assert_eq!(exit.exit_status, 0);
     assert!(net.forwards("10.0.1.1:53", "0.0.0.0:0"));
     assert!(net.forwards("[fd00:1::1]:53", "[::]:0"));
