@@ -22,7 +22,7 @@ use crate::sandbox::state::rfc3339;
 use crate::stdio::StdioPaths;
 use crate::stdio::handover::{self, STDIO_SOCKET, hand_over};
 use crate::storage::atomic::Lock;
-use crate::task_client::{SandboxStart, start_sandbox};
+use crate::task_client::{SandboxStart, Task, start_sandbox};
 
 /// Create a container: everything but the run of its program
 #[derive(Debug, clap::Args)]
@@ -218,40 +218,19 @@ struct Making<'a> {
 
 impl Making<'_> {
     fn make(&mut self, options: &Options, stdio: &Stdio) -> Result<(), Failure> {
-        let place = &self.container.place;
-        place.save_spec(&self.spec)?;
-        place.save(&self.container.record)?;
         let runtime = runtime()?;
-        runtime.block_on(start_sandbox(SandboxStart {
-            shim: &self.host.config.shim,
-            namespace: OCI_NAMESPACE,
-            id: place.sandbox.as_str(),
-            bundle: &self.container.record.bundle,
-            exit_command: None,
-        }))?;
-        self.started = true;
-        let dir = self.host.sandboxes.dir(&place.sandbox);
-        let (pid, start_time) = dir.read_pid().ok_or(OciError::NoSandbox)?;
-        self.container.record.process = Some(Process { pid, start_time });
-        self.container.place.save(&self.container.record)?;
-        self.host.log.debug(&format!("sandbox process {pid}"));
-
+        let (task, pid) = runtime.block_on(self.start_sandbox())?;
         let state = self.container.hook_state("creating", &self.spec);
         for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
             run_hooks(&self.spec, kind, &state)?;
         }
-
         let place = &self.container.place;
         let paths = stdio.hand_over(self.host, place, place.sandbox.as_str())?;
         if let (Stdio::Terminal(console), Some(socket)) = (stdio, &options.console_socket) {
             console.send_master(socket)?;
         }
-        let created = runtime.block_on(async {
-            let task = self.container.connect(self.host).await?;
-            let bundle = &self.container.record.bundle;
-            Ok::<_, OciError>(task.create(bundle, Vec::new(), &paths).await?)
-        });
-        runtime.shutdown_background();
+        let bundle = &self.container.record.bundle;
+        let created = runtime.block_on(task.create(bundle, Vec::new(), &paths));
         created.map_err(|err| Failure::from(err).context("unable to start container process"))?;
         self.container.record.complete = true;
         self.container.place.save(&self.container.record)?;
@@ -259,6 +238,30 @@ impl Making<'_> {
             pid_file::write(path, pid)?;
         }
         Ok(())
+    }
+
+    /// Starts the sandbox process. The connection keeps it: without a container
+    /// and without clients it ends.
+    async fn start_sandbox(&mut self) -> Result<(Task, u32), OciError> {
+        let place = &self.container.place;
+        place.save_spec(&self.spec)?;
+        place.save(&self.container.record)?;
+        start_sandbox(SandboxStart {
+            shim: &self.host.config.shim,
+            namespace: OCI_NAMESPACE,
+            id: place.sandbox.as_str(),
+            bundle: &self.container.record.bundle,
+            exit_command: None,
+        })
+        .await?;
+        self.started = true;
+        let task = self.container.connect(self.host).await?;
+        let dir = self.host.sandboxes.dir(&place.sandbox);
+        let (pid, start_time) = dir.read_pid().ok_or(OciError::NoSandbox)?;
+        self.container.record.process = Some(Process { pid, start_time });
+        self.container.place.save(&self.container.record)?;
+        self.host.log.debug(&format!("sandbox process {pid}"));
+        Ok((task, pid))
     }
 
     /// Takes down what there is. What failed first is what the command reports.
