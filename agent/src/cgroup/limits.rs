@@ -88,7 +88,8 @@ pub(super) fn settings(resources: &LinuxResources, current: &Current) -> Result<
                 "resources.unified has no place for {file:?}"
             )));
         }
-        all.push(setting("resources.unified", file.as_str(), value));
+        let name = format!("resources.unified {file}");
+        all.push(setting(&name, file.as_str(), value));
     }
     Ok(all)
 }

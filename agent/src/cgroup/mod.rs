@@ -10,8 +10,8 @@ mod reply;
 mod stats;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,7 +69,7 @@ impl Cgroup {
     }
 
     fn apply(&self, setting: &limits::Setting) -> Result<()> {
-        match fs::write(self.path.join(&setting.file), &setting.value) {
+        match self.write_existing(&setting.file, &setting.value) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if setting.met_when_absent {
                     return Ok(());
@@ -180,8 +180,14 @@ impl Cgroup {
         remove_tree(&self.path).or_fail(|| format!("remove cgroup {}", self.path.display()))
     }
 
+    /// The kernel denies to make a file, where it would rather be said to be missing.
+    fn write_existing(&self, file: &str, value: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).open(self.path.join(file))?;
+        file.write_all(value.as_bytes())
+    }
+
     fn write(&self, file: &str, value: &str) -> Result<()> {
-        fs::write(self.path.join(file), value)
+        self.write_existing(file, value)
             .or_fail(|| format!("write {value} to {file} of {}", self.path.display()))
     }
 

@@ -92,7 +92,8 @@ pub(crate) fn seal(spec: &Spec, linux: &Linux) -> Result<()> {
     let top = root
         .open(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
         .or_fail(|| "open the container root")?;
-    if let Some(word) = linux.rootfs_propagation() {
+    let propagation = linux.rootfs_propagation().as_deref();
+    if let Some(word) = propagation.filter(|word| !word.is_empty()) {
         let propagation = Propagation::parse(word)
             .ok_or_else(|| Failure::invalid(format!("rootfsPropagation {word} is unknown")))?;
         set_propagation(top.as_fd(), propagation).or_fail(|| "set rootfsPropagation")?;
