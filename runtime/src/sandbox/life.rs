@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::config::{Defaults, HostFacts, OWN_NAMESPACE};
+use super::id::SandboxId;
 use super::mounts::SharedDir;
 use super::plan::{VmPlan, plan_vm};
 use super::request::read_spec;
@@ -42,6 +43,9 @@ const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A sandbox of the `lazaret` command that nobody has asked anything ends.
 const FIRST_CLIENT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest name that sethostname(2) takes; ids may be longer.
+const HOSTNAME_MAX: usize = 64;
 
 /// Connections of one guest's log at a time.
 const LOG_CONNECTIONS_MAX: usize = 2;
@@ -301,7 +305,7 @@ impl Sandbox {
         let agent = AgentClient::connect(&self.guest_ports).await?;
         let vmm = self.vmm.get();
         agent
-            .set_up(self.setup.id.as_str(), vmm.map_or(1, |vmm| vmm.vcpus))
+            .set_up(hostname(&self.setup.id), vmm.map_or(1, |vmm| vmm.vcpus))
             .await?;
         if let Some(vmm) = vmm {
             // From the start of its VMM's process.
@@ -436,6 +440,13 @@ impl Sandbox {
     }
 }
 
+/// The guest's own name, seen by containers without a UTS namespace of theirs.
+/// Ids are ASCII: they can be cut anywhere.
+fn hostname(id: &SandboxId) -> &str {
+    let id = id.as_str();
+    &id[..id.len().min(HOSTNAME_MAX)]
+}
+
 /// A pipe into the log. The writer's side blocks nobody's reads here.
 fn log_pipe() -> Result<(Receiver, OwnedFd), BootError> {
     let failed = |err: rustix::io::Errno| BootError::Pipe(err.into());
@@ -443,4 +454,17 @@ fn log_pipe() -> Result<(Receiver, OwnedFd), BootError> {
     rustix::io::ioctl_fionbio(&reader, true).map_err(failed)?;
     let reader = Receiver::from_owned_fd(reader).map_err(BootError::Pipe)?;
     Ok((reader, writer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_ids_are_cut_to_a_hostname() {
+        let id = SandboxId::new("a".repeat(72)).unwrap();
+        assert_eq!(hostname(&id), "a".repeat(64));
+        let id = SandboxId::new("box").unwrap();
+        assert_eq!(hostname(&id), "box");
+    }
 }
