@@ -6,6 +6,7 @@
 
 mod background;
 mod command;
+mod engine;
 mod lazaret;
 mod leftovers;
 mod machine;
@@ -15,6 +16,7 @@ mod terminal;
 
 pub use background::Background;
 pub use command::Cmd;
+pub use engine::{Engine, Kind};
 pub use lazaret::Lazaret;
 pub use machine::Machine;
 pub use outcome::Outcome;

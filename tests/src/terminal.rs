@@ -112,6 +112,23 @@ impl Terminal {
         panic!("{line:?} was never answered {answer:?}: {:?}", self.screen);
     }
 
+    /// Pulls at the window until a program in it tells that it has this size: engines that are still
+    /// busy with the first size miss the next one.
+    #[track_caller]
+    pub fn pull_until(&mut self, rows: u16, columns: u16) {
+        let answer = format!("{rows} {columns}");
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            self.resize(rows - 1, columns);
+            self.resize(rows, columns);
+            self.write("stty size\n");
+            if self.appears(&answer, Duration::from_secs(2)) {
+                return;
+            }
+        }
+        panic!("its size was never {answer}: {:?}", self.screen);
+    }
+
     fn appears(&mut self, text: &str, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         loop {
