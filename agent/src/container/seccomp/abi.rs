@@ -1,7 +1,7 @@
 //! The three ways to call an x86-64 kernel, and which number a name has in each.
 
 use super::condition::Width;
-use super::table::TABLE;
+use super::table::{Row, TABLE};
 
 /// `AUDIT_ARCH_I386` and `AUDIT_ARCH_X86_64` of linux/audit.h.
 pub(super) const AUDIT_I386: u32 = 0x4000_0003;
@@ -26,15 +26,19 @@ impl Abi {
         }
     }
 
-    pub(super) fn number(self, name: &str) -> Option<u32> {
-        let place = TABLE.binary_search_by(|row| row.0.cmp(name)).ok()?;
-        let (_, x86_64, i386, x32) = TABLE.get(place)?;
+    pub(super) fn number(self, row: &Row) -> Option<u32> {
+        let (_, x86_64, i386, x32) = row;
         match self {
             Self::X86_64 => u32::try_from(*x86_64).ok(),
             Self::I386 => u32::try_from(*i386).ok(),
             Self::X32 => u32::try_from(*x32).ok().map(|number| number | X32_BIT),
         }
     }
+}
+
+pub(super) fn look_up(name: &str) -> Option<&'static Row> {
+    let place = TABLE.binary_search_by(|row| row.0.cmp(name)).ok()?;
+    TABLE.get(place)
 }
 
 /// Calls that i386 programs can also make through another one, whose first argument
@@ -93,7 +97,10 @@ mod tests {
     #[test]
     fn table_is_sorted_and_names_have_their_numbers() {
         assert!(TABLE.is_sorted_by(|one, other| one.0 < other.0));
-        let numbers = |name| [Abi::X86_64, Abi::I386, Abi::X32].map(|abi| abi.number(name));
+        let numbers = |name| {
+            let row = look_up(name);
+            [Abi::X86_64, Abi::I386, Abi::X32].map(|abi| row.and_then(|row| abi.number(row)))
+        };
         assert_eq!(
             numbers("openat"),
             [Some(257), Some(295), Some(X32_BIT + 257)]

@@ -28,12 +28,13 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSyscall,
 };
 
-use self::abi::{AUDIT_I386, AUDIT_X86_64, Abi, X32_BIT, multiplexed};
+use self::abi::{AUDIT_I386, AUDIT_X86_64, Abi, X32_BIT, look_up, multiplexed};
 use self::condition::{Condition, rule};
 use self::program::{
     ARCHITECTURE, INSTRUCTIONS_MAX, Instruction, JUMP_EQUAL, Leaf, NUMBER, Range, answer, branch,
     load, push, search,
 };
+use self::table::Row;
 use crate::failure::{Failure, OrFail, Result};
 
 /// Answers of a filter (linux/seccomp.h).
@@ -78,7 +79,9 @@ type Verdicts = BTreeMap<u32, Verdict>;
 impl Filter {
     pub(crate) fn compile(spec: &LinuxSeccomp) -> Result<Self> {
         let default = action(spec.default_action(), spec.default_errno_ret())?;
-        let rules = spec.syscalls().as_deref().unwrap_or_default();
+        let rules = spec.syscalls().iter().flatten();
+        let rules = rules.map(Rule::of).collect::<Result<Vec<_>>>()?;
+        let rules = rules.as_slice();
         let has = |wanted| {
             spec.architectures()
                 .iter()
@@ -88,9 +91,9 @@ impl Filter {
 
         // The native architecture is always meant. Those of other machines have no
         // programs here that could make a call.
-        let mut wide = ranges(Abi::X86_64, rules, default)?;
+        let mut wide = ranges(Abi::X86_64, rules, default);
         if has(Arch::ScmpArchX32) {
-            for range in ranges(Abi::X32, rules, default)? {
+            for range in ranges(Abi::X32, rules, default) {
                 push(&mut wide, range.start.max(X32_BIT), range.leaf);
             }
         } else {
@@ -98,7 +101,7 @@ impl Filter {
         }
         push(&mut wide, SKIPPED, Leaf::Answer(default));
         let other = if has(Arch::ScmpArchX86) {
-            let narrow = ranges(Abi::I386, rules, default)?;
+            let narrow = ranges(Abi::I386, rules, default);
             let kill = vec![answer(KILL_THREAD)];
             branch(JUMP_EQUAL, AUDIT_I386, numbered(&narrow), kill)
         } else {
@@ -147,16 +150,35 @@ fn numbered(ranges: &[Range]) -> Vec<Instruction> {
     code
 }
 
+/// An entry of the profile, understood.
+struct Rule<'a> {
+    calls: Vec<(&'a str, Option<&'static Row>)>,
+    conditions: Vec<Condition>,
+    action: u32,
+}
+
+impl<'a> Rule<'a> {
+    fn of(spec: &'a LinuxSyscall) -> Result<Self> {
+        let conditions = spec.args().iter().flatten().map(Condition::new);
+        let names = spec.names().iter().map(String::as_str);
+        Ok(Self {
+            calls: names.map(|name| (name, look_up(name))).collect(),
+            conditions: conditions.collect::<Result<_>>()?,
+            action: action(spec.action(), spec.errno_ret())?,
+        })
+    }
+}
+
 /// Every number of an architecture with what is done about it.
-fn ranges(abi: Abi, rules: &[LinuxSyscall], default: u32) -> Result<Vec<Range>> {
+fn ranges(abi: Abi, rules: &[Rule<'_>], default: u32) -> Vec<Range> {
     let mut verdicts = Verdicts::new();
-    for rule in rules {
-        add(&mut verdicts, abi, rule, default)?;
+    for rule in rules.iter().filter(|rule| rule.action != default) {
+        add(&mut verdicts, abi, rule, default);
     }
     let newest = rules
         .iter()
-        .flat_map(LinuxSyscall::names)
-        .filter_map(|name| abi.number(name))
+        .flat_map(|rule| &rule.calls)
+        .filter_map(|(_, row)| abi.number((*row)?))
         .max();
     let mut ranges = Vec::new();
     push(&mut ranges, 0, Leaf::Answer(default));
@@ -164,8 +186,8 @@ fn ranges(abi: Abi, rules: &[LinuxSyscall], default: u32) -> Result<Vec<Range>> 
         let leaf = match verdict {
             Verdict::Always(action) => Leaf::Answer(action),
             Verdict::Conditional(alternatives) => {
-                let rules = alternatives.iter();
-                let mut code: Vec<_> = rules
+                let all = alternatives.iter();
+                let mut code: Vec<_> = all
                     .flat_map(|(conditions, action)| rule(conditions, *action, abi.width()))
                     .collect();
                 code.push(answer(default));
@@ -182,39 +204,31 @@ fn ranges(abi: Abi, rules: &[LinuxSyscall], default: u32) -> Result<Vec<Range>> 
     {
         push(&mut ranges, newest + 1, Leaf::Answer(ERRNO | ENOSYS));
     }
-    Ok(ranges)
+    ranges
 }
 
-fn add(verdicts: &mut Verdicts, abi: Abi, rule: &LinuxSyscall, default: u32) -> Result<()> {
-    let action = action(rule.action(), rule.errno_ret())?;
-    let conditions = rule
-        .args()
-        .iter()
-        .flatten()
-        .map(Condition::new)
-        .collect::<Result<Vec<_>>>()?;
-    if action == default {
-        return Ok(());
-    }
-    for name in rule.names() {
-        if let Some(number) = abi.number(name) {
-            for alternative in alternatives(&conditions) {
-                insert(verdicts, number, alternative, action);
+fn add(verdicts: &mut Verdicts, abi: Abi, rule: &Rule<'_>, default: u32) {
+    let Rule {
+        conditions, action, ..
+    } = rule;
+    let alternatives = alternatives(conditions);
+    // An i386 call's real arguments may lie in memory, where no filter can look: what
+    // they would only have loosened stays closed.
+    let carried = conditions.is_empty() || action.cast_signed() < default.cast_signed();
+    for (name, row) in &rule.calls {
+        if let Some(number) = row.and_then(|row| abi.number(row)) {
+            for alternative in &alternatives {
+                insert(verdicts, number, alternative.clone(), *action);
             }
         }
         if abi == Abi::I386
+            && carried
             && let Some((carrier, call)) = multiplexed(name)
-            && let Some(number) = abi.number(carrier)
+            && let Some(number) = look_up(carrier).and_then(|row| abi.number(row))
         {
-            // The real arguments lie in memory, where no filter can look: what they
-            // would only have loosened stays closed.
-            let stricter = action.cast_signed() < default.cast_signed();
-            if conditions.is_empty() || stricter {
-                insert(verdicts, number, vec![Condition::low_half(call)], action);
-            }
+            insert(verdicts, number, vec![Condition::low_half(call)], *action);
         }
     }
-    Ok(())
 }
 
 /// Conditions hold together, but those of a rule that names one argument twice are

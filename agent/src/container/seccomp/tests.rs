@@ -67,19 +67,19 @@ impl Filter {
     }
 
     fn native(&self, name: &str, arguments: [u64; 6]) -> u32 {
-        let number = Abi::X86_64.number(name).expect("a call of x86-64");
+        let number = look_up(name).and_then(|row| Abi::X86_64.number(row));
         self.decide(&Call {
             architecture: AUDIT_X86_64,
-            number,
+            number: number.expect("a call of x86-64"),
             arguments,
         })
     }
 
     fn i386(&self, name: &str, arguments: [u64; 6]) -> u32 {
-        let number = Abi::I386.number(name).expect("a call of i386");
+        let number = look_up(name).and_then(|row| Abi::I386.number(row));
         self.decide(&Call {
             architecture: AUDIT_I386,
-            number,
+            number: number.expect("a call of i386"),
             arguments,
         })
     }
