@@ -51,3 +51,42 @@ async fn ended_container_takes_no_process() {
     assert_eq!(refused(result).0, ttrpc::Code::FAILED_PRECONDITION);
     container.delete().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn profiles_of_a_security_module_are_refused_unless_the_container_does_without() {
+    require_root!();
+    let mut confined = process(&["true"]);
+    confined["apparmorProfile"] = json!("docker-default");
+    let container = Box::new(&["sleep", "1000"]).started().await;
+    let stdio = lazaret_protocol::agent::Stdio::new;
+    let result = container
+        .try_create_process("e", confined.clone(), stdio())
+        .await;
+    let (code, text) = refused(result);
+    assert_eq!(code, ttrpc::Code::UNIMPLEMENTED);
+    assert!(text.contains("apparmor=unconfined"), "{text}");
+    container.delete().await;
+
+    let annotations = json!({ "dev.lazaret.ignore-lsm": "true" });
+    let container = Box::new(&["sleep", "1000"]).set("/annotations", annotations);
+    let container = container.started().await;
+    let outcome = container.exec("e", confined).await.expect("runs");
+    assert_eq!(outcome.status, 0);
+    container.delete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_has_its_own_rights() {
+    require_root!();
+    let container = Box::new(&["sleep", "1000"]).started().await;
+    let mut process = process(&["grep", "-E", "^(CapEff|NoNewPrivs)", "/proc/self/status"]);
+    let list = json!(["CAP_CHOWN"]);
+    process["capabilities"] = json!({ "bounding": list, "permitted": list, "effective": list });
+    process["noNewPrivileges"] = json!(true);
+    let outcome = container.exec("e", process).await.expect("runs");
+    assert_eq!(
+        outcome.stdout,
+        "CapEff:\t0000000000000001\nNoNewPrivs:\t1\n"
+    );
+    container.delete().await;
+}

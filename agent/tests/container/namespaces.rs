@@ -91,3 +91,36 @@ async fn settings_of_the_whole_kernel_are_refused() {
         "sysctl vm.swappiness is not in a separate kernel namespace"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_need_a_namespace_to_be_set_in() {
+    require_root!();
+    let kinds = json!([{ "type": "pid" }, { "type": "mount" }]);
+    let container = Box::new(&["true"]).set("/linux/namespaces", kinds);
+    let (code, text) = refused(container.try_run().await);
+    assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+    assert!(text.contains("uts"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespace_of_another_container_can_be_joined() {
+    require_root!();
+    let first = Box::new(&["sleep", "1000"]).started().await;
+    let mut kinds = namespaces(&[]);
+    for kind in kinds.as_array_mut().into_iter().flatten() {
+        if kind["type"] == "ipc" || kind["type"] == "pid" {
+            kind["path"] = json!(format!(
+                "/proc/{}/ns/{}",
+                first.pid,
+                kind["type"].as_str().unwrap_or_default()
+            ));
+        }
+    }
+    let script = "readlink /proc/self/ns/ipc; readlink /proc/1/ns/ipc; cat /proc/1/comm";
+    let outcome = Box::sh(script).set("/linux/namespaces", kinds).run().await;
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", outcome.stderr);
+    assert_eq!(lines[0], lines[1]);
+    assert_eq!(lines[2], "sleep");
+    first.delete().await;
+}

@@ -2,9 +2,10 @@
 
 use std::os::unix::fs::chown;
 
+use lazaret_protocol::agent::Stdio;
 use serde_json::{Value, json};
 
-use crate::harness::{Box, process, refused, require_root};
+use crate::harness::{Box, process, read_in_background, refused, require_root, stream};
 
 const OUTER: u32 = 100_000;
 
@@ -152,5 +153,28 @@ async fn profile_is_enforced_in_a_user_namespace() {
         outcome.stderr.contains("not permitted"),
         "{}",
         outcome.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terminal_is_the_mapped_users() {
+    require_root!();
+    let container = mapped(Box::sh(
+        "tty; stat -c %u /dev/pts/0; test -c /dev/console && echo console",
+    ))
+    .set("/process/terminal", json!(true))
+    .set("/process/user", json!({ "uid": 1000, "gid": 1000 }));
+    let (port, output) = stream();
+    let mut stdio = Stdio::new();
+    stdio.stdout_port = port;
+    let output = read_in_background(output);
+    container.create(stdio).await.expect("create");
+    container.start("").await.expect("start");
+    container.wait("").await;
+    container.delete().await;
+    let output = output.join().expect("reader lives");
+    assert_eq!(
+        String::from_utf8_lossy(&output),
+        "/dev/pts/0\r\n1000\r\nconsole\r\n"
     );
 }
