@@ -54,6 +54,17 @@ pub enum SandboxError {
         path: PathBuf,
         source: serde_json::Error,
     },
+    #[error("{0} limits all of a microVM: only the container that makes it can set it")]
+    LateLimit(&'static str),
+    #[error("the limits to be set are not a valid linux.resources")]
+    Resources(#[source] serde_json::Error),
+    #[error(
+        "a memory limit of {asked_mib} MiB is more than the {has_mib} MiB that the microVM has; \
+         memory cannot be added to a running one"
+    )]
+    MemoryAboveVm { asked_mib: u64, has_mib: u32 },
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]

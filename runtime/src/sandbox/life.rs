@@ -17,6 +17,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::cgroup::Cgroup;
 use super::config::{Defaults, HostFacts, OWN_NAMESPACE};
 use super::id::SandboxId;
 use super::mounts::SharedDir;
@@ -107,7 +108,6 @@ impl Sandbox {
             memory_mib: config.memory_mib,
         };
         let VmPlan { vm, cgroup } = plan_vm(&spec, &setup.namespace, defaults, HostFacts::read()?)?;
-        drop::<Value>(spec);
 
         let (console, console_writer) = log_pipe()?;
         let (output, output_writer) = log_pipe()?;
@@ -130,13 +130,11 @@ impl Sandbox {
             }
             (Err(err), _) => return Err(err.into()),
         };
-        if config.host_cgroup {
-            let limited = setup.cgroup.create(&cgroup);
-            if let Err(err) = limited.and_then(|()| setup.cgroup.add(spawned.pid)) {
-                spawned.abandon().await;
-                return Err(err.into());
-            }
+        if let Err(err) = self.enter_cgroup(&spec, &cgroup, spawned.pid) {
+            spawned.abandon().await;
+            return Err(err.into());
         }
+        drop::<Value>(spec);
         let pid = spawned.pid;
         let booted = spawned.boot(&vm, &fds)?;
         let log = &setup.log;
@@ -148,6 +146,7 @@ impl Sandbox {
             handle: booted.handle.clone(),
             start_time: process_start_time(pid),
             vcpus: vm.vcpus,
+            memory_mib: vm.memory_mib,
             begun,
         });
         self.phase.send_replace(Phase::Booting);
@@ -243,7 +242,8 @@ impl Sandbox {
     }
 
     fn explain(&self, end: &vm::VmEnd) -> String {
-        if matches!(end, vm::VmEnd::Killed { .. }) && self.setup.cgroup.oom_killed() {
+        let oom_killed = self.cgroup().is_some_and(Cgroup::oom_killed);
+        if matches!(end, vm::VmEnd::Killed { .. }) && oom_killed {
             return format!("{end}: the microVM has used up the memory of its cgroup on the host");
         }
         end.to_string()
@@ -387,11 +387,7 @@ impl Sandbox {
         {
             tracing::error!("{}", Chain(&err));
         }
-        if self.setup.config.host_cgroup
-            && let Err(err) = self.setup.cgroup.remove()
-        {
-            tracing::error!("{}", Chain(&err));
-        }
+        self.leave_cgroup();
         self.changed();
     }
 

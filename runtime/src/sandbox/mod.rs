@@ -17,6 +17,7 @@ pub mod id;
 mod life;
 mod log;
 pub mod mounts;
+mod place;
 pub mod plan;
 mod request;
 pub mod state;
@@ -44,6 +45,7 @@ use cgroup::Cgroup;
 use config::OCI_NAMESPACE;
 use id::{ContainerId, SandboxId};
 use mounts::SharedDir;
+use place::Place;
 use state::SandboxState;
 use store::SandboxDir;
 
@@ -92,6 +94,7 @@ struct VmmFacts {
     handle: VmHandle,
     start_time: Option<u64>,
     vcpus: u8,
+    memory_mib: u32,
     /// When its process was about to be started.
     begun: Instant,
 }
@@ -118,6 +121,7 @@ pub struct Sandbox {
     phase: watch::Sender<Phase>,
     shared: OnceLock<SharedDir>,
     vmm: OnceLock<VmmFacts>,
+    place: OnceLock<Place>,
     /// Where containers have one.
     network: Option<Network>,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
@@ -160,6 +164,7 @@ impl Sandbox {
             phase: watch::Sender::new(Phase::Preparing),
             shared: OnceLock::new(),
             vmm: OnceLock::new(),
+            place: OnceLock::new(),
             containers: Mutex::default(),
             close: watch::Sender::new(None),
             fault: watch::Sender::new(None),
@@ -335,6 +340,7 @@ impl Sandbox {
             namespace: self.setup.namespace.clone(),
             vmm_pid: vmm.map(|vmm| vmm.pid),
             vmm_start_time: vmm.and_then(|vmm| vmm.start_time),
+            cgroup: self.cgroup_state(),
             containers: self
                 .containers()
                 .iter()

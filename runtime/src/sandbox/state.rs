@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,19 @@ pub struct SandboxState {
     pub vmm_pid: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_start_time: Option<u64>,
+    /// Where it is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupState>,
     #[serde(default)]
     pub containers: BTreeMap<String, ContainerState>,
+}
+
+/// The cgroup of a sandbox on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupState {
+    pub path: PathBuf,
+    /// What was made for it, the innermost first.
+    pub own: Vec<PathBuf>,
 }
 
 /// A container as its sandbox process last knew it. Times are RFC 3339.
@@ -148,6 +159,7 @@ mod tests {
             namespace: "lazaret".into(),
             vmm_pid: Some(7),
             vmm_start_time: Some(9),
+            cgroup: None,
             containers: BTreeMap::from([(
                 "c".to_owned(),
                 ContainerState {

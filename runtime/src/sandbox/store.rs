@@ -214,10 +214,14 @@ impl Store {
             return Err(StoreError::Alive(id.clone()));
         }
         let state = self.load(id)?;
+        let mut cgroup = self.cgroup(id);
         if let Some(state) = &state {
             end_vmm(state);
+            if let Some(named) = &state.cgroup {
+                cgroup = cgroup.of_state(named);
+            }
         }
-        self.cgroup(id).remove()?;
+        cgroup.remove()?;
         remove_dir(&dir)?;
         Ok(state)
     }

@@ -31,6 +31,7 @@ use super::signals::Signals;
 use crate::config::{Config, ConfigError};
 use crate::network::{self, NamespaceError};
 use crate::sandbox::cgroup::CGROUP_DIR;
+use crate::sandbox::config::OCI_NAMESPACE;
 use crate::sandbox::id::{IdError, SandboxId};
 use crate::sandbox::plan::has_network;
 use crate::sandbox::state::DIED_STATUS;
@@ -271,6 +272,7 @@ fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
     std::env::set_current_dir("/").map_err(ShimError::Runtime)?;
 
     let cgroup = store.cgroup(&id);
+    let namespace = args.namespace.clone();
     let setup = Setup {
         id: id.clone(),
         namespace: args.namespace,
@@ -287,7 +289,9 @@ fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
     let ended = runtime.block_on(live(setup, listener, stdio))?;
     runtime.shutdown_background();
     drop(lock);
-    match std::env::var_os(EXIT_COMMAND_ENV) {
+    // Its engine hears of its end by the end of this process.
+    let exit_command = std::env::var_os(EXIT_COMMAND_ENV).filter(|_| namespace != OCI_NAMESPACE);
+    match exit_command {
         Some(command) if ended.close == Close::Quit => Err(ShimError::Spawn(
             Command::new(command)
                 .args(["cleanup", id.as_str()])

@@ -229,10 +229,12 @@ impl Task for TaskService {
         Err(status(&SandboxError::Unsupported("a checkpoint")))
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        Err(status(&SandboxError::Unsupported(
-            "changing the limits of a running container",
-        )))
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        let id = container_id(request.id)?;
+        let resources = request.resources.into_option().unwrap_or_default().value;
+        self.call(|sandbox| async move { sandbox.update(&id, &resources).await })
+            .await?;
+        Ok(Empty::default())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
@@ -321,12 +323,16 @@ fn status(err: &SandboxError) -> TtrpcError {
         SandboxError::Id(_)
         | SandboxError::Spec { .. }
         | SandboxError::SpecJson { .. }
+        | SandboxError::LateLimit(_)
+        | SandboxError::Resources(_)
+        | SandboxError::MemoryAboveVm { .. }
         | SandboxError::Plan(_)
         | SandboxError::Stdio(_) => Code::INVALID_ARGUMENT,
         SandboxError::Agent(AgentError::Refused { code, .. }) => *code,
         SandboxError::Agent(AgentError::Deadline(_)) => Code::DEADLINE_EXCEEDED,
         SandboxError::Mount(_)
         | SandboxError::Log { .. }
+        | SandboxError::Cgroup(_)
         | SandboxError::Hook(_)
         | SandboxError::Hooks(_)
         | SandboxError::Agent(_)

@@ -66,6 +66,7 @@ struct Process {
     args: Vec<String>,
     stdio: Mutex<Stdio>,
     status: watch::Sender<Option<u32>>,
+    size: watch::Sender<(u32, u32)>,
 }
 
 impl FakeAgent {
@@ -76,6 +77,7 @@ impl FakeAgent {
             args: args.collect(),
             stdio: Mutex::new(stdio),
             status: watch::Sender::new(None),
+            size: watch::Sender::new((0, 0)),
         };
         let key = (container.to_owned(), exec.to_owned());
         self.processes
@@ -144,6 +146,35 @@ async fn resolve(ends: [(u8, UnixStream); 2]) -> bool {
     true
 }
 
+/// What SIGPIPE leaves.
+const BROKEN_PIPE: u32 = 141;
+
+/// Shows its terminal's size, and what is typed, until it is ended by a signal.
+async fn show_sizes(process: &Process, mut stdin: UnixStream, mut stdout: UnixStream) -> u32 {
+    let mut status = process.status.subscribe();
+    let mut size = process.size.subscribe();
+    size.mark_changed();
+    let mut buffer = vec![0; 4096];
+    let mut typing = true;
+    loop {
+        let text = tokio::select! {
+            ended = status.wait_for(Option::is_some) => return ended.unwrap().unwrap(),
+            changed = size.changed() => {
+                changed.unwrap();
+                let (rows, columns) = *size.borrow_and_update();
+                format!("{rows}x{columns}\n").into_bytes()
+            }
+            read = stdin.read(&mut buffer), if typing => {
+                let read = read.unwrap();
+                typing = read > 0;
+                buffer[..read].to_vec()
+            }
+        };
+        // A terminal that has hung up is told of by a signal.
+        let _ = stdout.write_all(&text).await;
+    }
+}
+
 /// What the made-up programs do; the streams close as they return.
 async fn program(
     process: &Process,
@@ -184,11 +215,29 @@ async fn program(
                 .collect();
             while left > 0 {
                 let count = left.min(block.len());
-                stdout.write_all(&block[..count]).await.unwrap();
+                if stdout.write_all(&block[..count]).await.is_err() {
+                    return BROKEN_PIPE;
+                }
                 left -= count;
             }
             0
         }
+        ["count"] => {
+            let (mut stdin, mut count, mut sum) = (stdin.unwrap(), 0, 0_u64);
+            let mut buffer = vec![0; 65536];
+            loop {
+                let read = stdin.read(&mut buffer).await.unwrap();
+                if read == 0 {
+                    break;
+                }
+                count += read;
+                sum += buffer[..read].iter().map(|b| u64::from(*b)).sum::<u64>();
+            }
+            let line = format!("{count} {sum}\n");
+            stdout.unwrap().write_all(line.as_bytes()).await.unwrap();
+            0
+        }
+        ["sizes"] => show_sizes(process, stdin.unwrap(), stdout.unwrap()).await,
         _ => {
             let mut status = process.status.subscribe();
             let ended = status.wait_for(Option::is_some).await.unwrap();
@@ -315,7 +364,13 @@ impl Agent for FakeAgent {
         Ok(Empty::default())
     }
 
-    async fn resize_terminal(&self, _: &TtrpcContext, _: ResizeTerminalRequest) -> Result<Empty> {
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> Result<Empty> {
+        let process = self.find(&request.container_id, &request.exec_id)?;
+        process.size.send_replace((request.rows, request.columns));
         Ok(Empty::default())
     }
 
@@ -328,6 +383,10 @@ impl Agent for FakeAgent {
     }
 
     async fn resume_container(&self, _: &TtrpcContext, _: ContainerRequest) -> Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, _: UpdateContainerRequest) -> Result<Empty> {
         Ok(Empty::default())
     }
 

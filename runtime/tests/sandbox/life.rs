@@ -7,7 +7,8 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use lazaret_runtime::sandbox::state::ContainerStatus;
-use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
 use rustix::process::{Pid, Signal, kill_process};
 use ttrpc::Code;
 
@@ -152,16 +153,42 @@ async fn a_process_is_added_to_a_running_container() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_and_what_is_measured() {
+async fn limits_change_and_use_is_measured() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
     let client = sandbox.client().await;
     let create = create_request(&sandbox.path("bundle"));
     client.create(context(), &create).await.unwrap();
-    let update = UpdateTaskRequest::default();
-    let (code, text) = refusal(client.update(context(), &update).await);
-    assert_eq!(code, Code::UNIMPLEMENTED);
-    assert!(text.contains("limits"), "{text}");
+    let update = |resources: &str| UpdateTaskRequest {
+        id: ID.to_owned(),
+        resources: MessageField::some(Any {
+            value: resources.as_bytes().to_vec(),
+            ..Any::default()
+        }),
+        ..UpdateTaskRequest::default()
+    };
+    let limit = |mib: u64| format!(r#"{{"memory":{{"limit":{}}}}}"#, mib * 1024 * 1024);
+    client
+        .update(context(), &update(&limit(100)))
+        .await
+        .unwrap();
+    for (resources, expected, refused) in [
+        (
+            limit(129),
+            Code::INVALID_ARGUMENT,
+            "129 MiB is more than the 128 MiB",
+        ),
+        ("{".to_owned(), Code::INVALID_ARGUMENT, "linux.resources"),
+        (
+            r#"{"cpu":{"cpus":"0"}}"#.to_owned(),
+            Code::INTERNAL,
+            "cpuset.cpus is a limit of the host's cgroup",
+        ),
+    ] {
+        let (code, text) = refusal(client.update(context(), &update(&resources)).await);
+        assert_eq!(code, expected);
+        assert!(text.contains(refused), "{text}");
+    }
     let stats = StatsRequest {
         id: ID.to_owned(),
         ..StatsRequest::default()

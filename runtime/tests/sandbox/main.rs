@@ -11,6 +11,8 @@
     reason = "a test program, all of it"
 )]
 
+mod descriptors;
+mod engine;
 mod fake_agent;
 mod fake_tap;
 mod fake_vmm;

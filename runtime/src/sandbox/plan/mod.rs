@@ -14,7 +14,7 @@ use lazaret_vmm::config::{
 use serde_json::Value;
 use thiserror::Error;
 
-use super::cgroup::CgroupLimits;
+use super::cgroup::{CgroupLimits, count_cpus, remove_host_limits};
 use super::config::{
     AnnotationError, Annotations, Defaults, HostFacts, OCI_NAMESPACE, OWN_NAMESPACE,
 };
@@ -35,6 +35,16 @@ const VMM_OVERHEAD_BYTES: u64 = 128 * MIB;
 
 /// Threads of a VMM beside its vCPUs, with room.
 const VMM_THREADS_MAX: u32 = 64;
+
+/// What the sandbox process may take: its own 3 MiB, its log of at most 2 MiB, which
+/// is memory, and what the kernel keeps for its sockets and pipes.
+const SANDBOX_OVERHEAD_BYTES: u64 = 16 * MIB;
+
+/// Threads of the sandbox process, and processes of hooks that it runs.
+const SANDBOX_THREADS_MAX: u32 = 64;
+
+/// What the kernel takes for a period where none is given.
+const DEFAULT_PERIOD_USEC: u64 = 100_000;
 
 /// The guest's own CID; no other microVM sees it.
 const GUEST_CID: u32 = 3;
@@ -130,11 +140,10 @@ pub fn plan_vm(
     host: HostFacts,
 ) -> Result<VmPlan, PlanError> {
     let annotations = Annotations::of(spec, namespace)?;
-    let cpu = &spec["linux"]["resources"]["cpu"];
-    let cpu_max = cpu_max(cpu);
+    let resources = &spec["linux"]["resources"];
     let vcpus = annotations
         .vcpus
-        .or_else(|| cpu_max.map(whole_cpus))
+        .or_else(|| cpus_of(&resources["cpu"]))
         .unwrap_or(defaults.vcpus);
     let memory_mib = memory_mib(spec, &annotations, defaults, host)?;
     let mut host_ports = vec![ports::READY, ports::LOG];
@@ -160,13 +169,32 @@ pub fn plan_vm(
         block_slots: 1,
     };
     vm.validate()?;
-    let cgroup = CgroupLimits {
-        memory_max: u64::from(memory_mib) * MIB * 65 / 64 + VMM_OVERHEAD_BYTES,
-        cpu_max,
-        cpu_weight: cpu["shares"].as_u64().map(weight_of_shares),
-        pids_max: VMM_THREADS_MAX + u32::from(vcpus),
-    };
+    let cgroup = host_limits(&vm, resources, namespace == OCI_NAMESPACE);
     Ok(VmPlan { vm, cgroup })
+}
+
+/// Limits of the host's cgroup, for the VMM and, where it is `shared`, the sandbox
+/// process.
+fn host_limits(vm: &VmConfig, resources: &Value, shared: bool) -> CgroupLimits {
+    let mut memory_max = u64::from(vm.memory_mib) * MIB * 65 / 64 + VMM_OVERHEAD_BYTES;
+    let mut pids_max = VMM_THREADS_MAX + u32::from(vm.vcpus);
+    if shared {
+        memory_max += SANDBOX_OVERHEAD_BYTES;
+        pids_max += SANDBOX_THREADS_MAX;
+    }
+    let mut limits = CgroupLimits::default();
+    limits.set("memory.max", memory_max.to_string());
+    let memory = |key: &str| resources["memory"][key].as_u64().filter(|bytes| *bytes > 0);
+    if let Some(reservation) = memory("reservation") {
+        limits.set("memory.low", reservation.to_string());
+    }
+    if let (Some(limit), Some(swap)) = (memory("limit"), memory("swap")) {
+        limits.set("memory.swap.max", swap.saturating_sub(limit).to_string());
+    }
+    limits.set("pids.max", pids_max.to_string());
+    let given = CgroupLimits::of_resources(resources).settings;
+    limits.settings.extend(given);
+    limits
 }
 
 /// Whether the containers of an engine's namespace have a network on the host.
@@ -201,23 +229,16 @@ fn memory_mib(
         })
 }
 
-fn cpu_max(cpu: &Value) -> Option<(u64, u64)> {
-    let quota = cpu["quota"]
-        .as_i64()
-        .and_then(|quota| u64::try_from(quota).ok())?;
+/// As many processors as the time that is given fills, or as there are to run on.
+fn cpus_of(cpu: &Value) -> Option<u8> {
+    let quota = cpu["quota"].as_i64().unwrap_or_default();
     let period = cpu["period"].as_u64().filter(|period| *period > 0);
-    (quota > 0).then_some((quota, period.unwrap_or(100_000)))
-}
-
-fn whole_cpus((quota, period): (u64, u64)) -> u8 {
-    u8::try_from(quota.div_ceil(period))
-        .unwrap_or(MAX_VCPUS)
-        .clamp(1, MAX_VCPUS)
-}
-
-/// The mapping that runc and crun use from cgroup v1 shares (2 to 262,144).
-fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+    let count = match u64::try_from(quota) {
+        Ok(quota @ 1..) => quota.div_ceil(period.unwrap_or(DEFAULT_PERIOD_USEC)),
+        _ => count_cpus(cpu["cpus"].as_str()?)?.into(),
+    };
+    let count = u8::try_from(count).unwrap_or(MAX_VCPUS);
+    Some(count.clamp(1, MAX_VCPUS))
 }
 
 /// Rewrites a container's spec for the guest. `kind_of` looks at a host path.
@@ -234,6 +255,10 @@ pub fn plan_container(
     }
     refuse_what_a_guest_cannot_do(&spec, namespace)?;
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
+
+    if let Some(resources) = spec.pointer_mut("/linux/resources") {
+        remove_host_limits(resources);
+    }
 
     let root = spec["root"]["path"]
         .as_str()

@@ -12,6 +12,7 @@ use crate::container::Container;
 use crate::hooks::{HookKind, HookState, hooks_of, run_hooks};
 use crate::network::resolv_conf;
 use crate::process::{Exit, Process, Stage};
+use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::kind_of;
 use crate::sandbox::plan::{ContainerPlan, plan_container};
@@ -55,6 +56,11 @@ impl Sandbox {
         let namespace = &self.setup.namespace;
         if let Some(network) = &self.network {
             network.set_resolv_conf(resolv_conf(&spec).map(|path| request.bundle.join(path)));
+        }
+        if !self.is_sized_for(&request.bundle)
+            && let Some(file) = CgroupLimits::of_resources(&spec["linux"]["resources"]).needs_host()
+        {
+            return Err(SandboxError::LateLimit(file));
         }
         let plan = plan_container(id, spec, namespace, &request.bundle, kind_of)?;
         let ContainerPlan {
@@ -107,6 +113,11 @@ impl Sandbox {
         };
         tokio::spawn(Arc::clone(self).attend(agent, target));
         Ok(())
+    }
+
+    /// Whether a bundle's is the container that the microVM was planned for.
+    fn is_sized_for(&self, bundle: &Path) -> bool {
+        std::fs::canonicalize(bundle).is_ok_and(|bundle| bundle == self.setup.bundle)
     }
 
     pub async fn set_paused(&self, id: &ContainerId, pause: bool) -> Result<(), SandboxError> {

@@ -4,6 +4,7 @@
 mod life;
 mod process;
 mod query;
+mod update;
 
 use std::fs::File;
 use std::io::{self, Read};
