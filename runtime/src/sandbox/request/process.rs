@@ -68,7 +68,12 @@ impl Sandbox {
             self.update_network(&agent).await?;
         }
         target.process.starting();
-        if let Err(err) = agent.start_process(target.name()).await {
+        let started = agent.start_process(target.name()).await;
+        if matches!(started, Err(AgentError::Lost)) {
+            // Why is being found out, and is how the process has ended.
+            target.process.wait().await;
+        }
+        if let Err(err) = started {
             target.process.stopped(Exit {
                 status: status_of_failed_start(&err),
                 at: SystemTime::now(),
