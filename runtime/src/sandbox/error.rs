@@ -67,6 +67,8 @@ pub enum SandboxError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("cannot show the container's root file system in the sandbox's place")]
+    ShownRoot(#[source] io::Error),
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error("the container's hooks were not run to their end")]

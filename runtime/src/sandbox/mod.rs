@@ -20,6 +20,7 @@ pub mod mounts;
 mod place;
 pub mod plan;
 mod request;
+pub mod shown_root;
 pub mod state;
 pub mod store;
 mod terminal;
@@ -46,6 +47,7 @@ use config::OCI_NAMESPACE;
 use id::{ContainerId, SandboxId};
 use mounts::SharedDir;
 use place::Place;
+use shown_root::ShownRoot;
 use state::SandboxState;
 use store::SandboxDir;
 
@@ -110,6 +112,7 @@ pub struct Setup {
     pub dir: SandboxDir,
     pub cgroup: Cgroup,
     pub log: Arc<SandboxLog>,
+    pub shown_root: ShownRoot,
 }
 
 pub struct Sandbox {

@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -34,6 +35,7 @@ use crate::sandbox::cgroup::CGROUP_DIR;
 use crate::sandbox::config::OCI_NAMESPACE;
 use crate::sandbox::id::{IdError, SandboxId};
 use crate::sandbox::plan::has_network;
+use crate::sandbox::shown_root::shown_root;
 use crate::sandbox::state::DIED_STATUS;
 use crate::sandbox::store::{self, SandboxDir, Store, StoreError};
 use crate::sandbox::{Close, Ended, Sandbox, SandboxError, SandboxLog, Setup, read_spec};
@@ -74,6 +76,8 @@ pub enum ShimError {
     Handover(#[source] io::Error),
     #[error("cannot set up the sandbox process")]
     Runtime(#[source] io::Error),
+    #[error("the sandbox process has panicked")]
+    Panicked,
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error("cannot write the answer")]
@@ -273,6 +277,7 @@ fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
 
     let cgroup = store.cgroup(&id);
     let namespace = args.namespace.clone();
+    let (shown_root, bystander) = shown_root();
     let setup = Setup {
         id: id.clone(),
         namespace: args.namespace,
@@ -281,13 +286,23 @@ fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
         dir,
         cgroup,
         log,
+        shown_root,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ShimError::Runtime)?;
-    let ended = runtime.block_on(live(setup, listener, stdio))?;
-    runtime.shutdown_background();
+    let sandbox = thread::Builder::new().name("sandbox".to_owned());
+    let farewell = setup.shown_root.farewell();
+    let sandbox = sandbox.spawn(move || {
+        let _farewell = farewell;
+        let ended = runtime.block_on(live(setup, listener, stdio));
+        runtime.shutdown_background();
+        ended
+    });
+    let sandbox = sandbox.map_err(ShimError::Runtime)?;
+    bystander.stand();
+    let ended = sandbox.join().map_err(|_| ShimError::Panicked)??;
     drop(lock);
     // Its engine hears of its end by the end of this process.
     let exit_command = std::env::var_os(EXIT_COMMAND_ENV).filter(|_| namespace != OCI_NAMESPACE);

@@ -331,6 +331,7 @@ fn status(err: &SandboxError) -> TtrpcError {
         SandboxError::Agent(AgentError::Refused { code, .. }) => *code,
         SandboxError::Agent(AgentError::Deadline(_)) => Code::DEADLINE_EXCEEDED,
         SandboxError::Mount(_)
+        | SandboxError::ShownRoot(_)
         | SandboxError::Log { .. }
         | SandboxError::Cgroup(_)
         | SandboxError::Hook(_)

@@ -90,6 +90,27 @@ async fn the_process_stays_without_clients_and_ends_as_its_container_does() {
     }
 }
 
+/// `podman cp` enters the mount namespace of this process and writes below `/`.
+#[tokio::test]
+async fn its_mount_namespace_holds_the_containers_root_and_nothing_of_the_host() {
+    let mut sandbox = engine("ok", &["exit", "0"], |_| {});
+    fs::write(sandbox.path("bundle/rootfs/mark"), "").unwrap();
+    let client = create(&mut sandbox).await;
+    let pid = pid(&sandbox);
+    let proc = format!("/proc/{}", pid.as_raw_nonzero());
+    let root: Vec<_> = fs::read_dir(format!("{proc}/root/"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(root, ["mark"]);
+    let mounts = fs::read_to_string(format!("{proc}/mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    client.start(context(), &start_request("")).await.unwrap();
+    drop(client);
+    assert_eq!(exit_code(pid).await, 0);
+    result_is_left(&sandbox, 0).await;
+}
+
 #[tokio::test]
 async fn a_program_that_is_not_there_ends_it_too() {
     let mut sandbox = engine("ok", &["missing"], |_| {});

@@ -93,6 +93,11 @@ impl Sandbox {
         let shared = self.prepared().await?;
         let mounted = shared.mount_container(id, &root, &rootfs, &request.rootfs, &mounts)?;
         *container.mounts() = Some(mounted);
+        if self.is_the_container() {
+            let root = self.setup.dir.shared().join(rootfs);
+            let shown = self.setup.shown_root.show(root).await;
+            shown.map_err(SandboxError::ShownRoot)?;
+        }
         let spec = run_hooks_of_create(id, &request.bundle, spec).await?;
         let spec_json = spec.to_string().into_bytes();
 
