@@ -12,6 +12,7 @@
 
 mod cgroup;
 pub mod container;
+mod disks;
 pub mod failure;
 mod guest;
 pub mod init;

@@ -11,8 +11,8 @@ use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::failure::{Failure, Result};
 use crate::network::{HostDns, Network};
-use crate::power;
 use crate::sandbox::{self, Sandbox};
+use crate::{disks, power};
 
 /// `_NSIG` of x86-64 Linux.
 const SIGNAL_MAX: i32 = 64;
@@ -56,6 +56,25 @@ impl agent_ttrpc::Agent for Agent {
     ) -> ttrpc::Result<proto::Empty> {
         self.network.configure(&request).await?;
         Ok(proto::Empty::new())
+    }
+
+    async fn start_disks(
+        &self,
+        _: &TtrpcContext,
+        request: proto::StartDisksRequest,
+    ) -> ttrpc::Result<proto::StartDisksReply> {
+        // The kernel reads a disk that it finds.
+        let started = tokio::task::spawn_blocking(move || {
+            let started = request.slots.into_iter().map(disks::start);
+            started.collect::<Result<Vec<_>>>()
+        });
+        let disks = started
+            .await
+            .map_err(|_| Failure::internal("the disks' thread has died"))??;
+        Ok(proto::StartDisksReply {
+            disks,
+            ..proto::StartDisksReply::default()
+        })
     }
 
     async fn create_container(

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lazaret_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, ContainerStatsReply, CreateContainerRequest,
-    CreateProcessRequest, Empty, ProcessRequest, ResizeTerminalRequest, SetupSandboxRequest,
-    SignalProcessRequest, Stdio, UpdateContainerRequest, WaitProcessReply,
+    CreateProcessRequest, Disk, Empty, ProcessRequest, ResizeTerminalRequest, SetupSandboxRequest,
+    SignalProcessRequest, StartDisksRequest, Stdio, UpdateContainerRequest, WaitProcessReply,
     list_processes_reply::Entry,
 };
 use lazaret_protocol::agent_ttrpc::AgentClient as Ttrpc;
@@ -23,6 +23,8 @@ use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 use ttrpc::{Code, Error as TtrpcError};
+
+use crate::sandbox::plan::GuestDisk;
 
 /// How long an answer may take that needs the guest only to do something small.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -65,6 +67,17 @@ pub enum AgentError {
     Lost,
     #[error("the agent's answer to {0} is not understood")]
     Nonsense(&'static str),
+}
+
+/// A disk as the agent names it, if it is the name of a disk of a slot.
+fn guest_disk(disk: Disk) -> Option<GuestDisk> {
+    let letter = disk.name.strip_prefix("vd")?;
+    let fits = letter.len() == 1 && letter.bytes().all(|byte| byte.is_ascii_lowercase());
+    fits.then(|| GuestDisk {
+        path: format!("/dev/{}", disk.name),
+        major: disk.major.into(),
+        minor: disk.minor.into(),
+    })
 }
 
 /// Unix socket on which the VMM takes connections to guest ports.
@@ -211,6 +224,21 @@ impl AgentClient {
     ) -> Result<(), AgentError> {
         let reply = self.ttrpc.configure_network(within(CALL_DEADLINE), request);
         answer("ConfigureNetwork", reply.await).map(drop)
+    }
+
+    /// Makes the disks in these block slots usable; says what they are called.
+    pub async fn start_disks(&self, slots: Vec<u32>) -> Result<Vec<GuestDisk>, AgentError> {
+        let wanted = slots.len();
+        let request = StartDisksRequest {
+            slots,
+            ..StartDisksRequest::default()
+        };
+        let reply = self.ttrpc.start_disks(within(CALL_DEADLINE), &request);
+        let disks = answer("StartDisks", reply.await)?.disks;
+        let disks: Option<Vec<_>> = disks.into_iter().map(guest_disk).collect();
+        disks
+            .filter(|disks| disks.len() == wanted)
+            .ok_or(AgentError::Nonsense("StartDisks"))
     }
 
     pub async fn create_container(

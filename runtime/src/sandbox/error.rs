@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::cgroup::CgroupError;
 use super::config::AnnotationError;
+use super::disks::DiskError;
 use super::id::{ContainerId, ExecId, IdError};
 use super::mounts::MountError;
 use super::plan::PlanError;
@@ -83,6 +84,8 @@ pub enum SandboxError {
     Agent(#[from] AgentError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// Why a microVM could not be brought up.

@@ -147,6 +147,7 @@ impl Sandbox {
             start_time: process_start_time(pid),
             vcpus: vm.vcpus,
             memory_mib: vm.memory_mib,
+            block_slots: vm.block_slots,
             begun,
         });
         self.phase.send_replace(Phase::Booting);

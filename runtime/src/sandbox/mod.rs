@@ -11,6 +11,7 @@
 
 pub mod cgroup;
 pub mod config;
+mod disks;
 mod error;
 mod event;
 pub mod id;
@@ -44,6 +45,7 @@ use crate::stdio::Inherited;
 use crate::vm::VmHandle;
 use cgroup::Cgroup;
 use config::OCI_NAMESPACE;
+use disks::DiskSlots;
 use id::{ContainerId, SandboxId};
 use mounts::SharedDir;
 use place::Place;
@@ -97,6 +99,7 @@ struct VmmFacts {
     start_time: Option<u64>,
     vcpus: u8,
     memory_mib: u32,
+    block_slots: u8,
     /// When its process was about to be started.
     begun: Instant,
 }
@@ -127,6 +130,7 @@ pub struct Sandbox {
     place: OnceLock<Place>,
     /// Where containers have one.
     network: Option<Network>,
+    disks: DiskSlots,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
     close: watch::Sender<Option<Close>>,
     /// Why the microVM must end, where it is not its own doing.
@@ -168,6 +172,7 @@ impl Sandbox {
             shared: OnceLock::new(),
             vmm: OnceLock::new(),
             place: OnceLock::new(),
+            disks: DiskSlots::default(),
             containers: Mutex::default(),
             close: watch::Sender::new(None),
             fault: watch::Sender::new(None),
@@ -306,6 +311,13 @@ impl Sandbox {
             network.update(&vmm.handle, agent).await?;
         }
         Ok(())
+    }
+
+    /// Takes back the disks of a container that is gone or was never made.
+    async fn take_disks_back(&self, container: &ContainerId) {
+        if let Some(vmm) = self.vmm.get() {
+            self.disks.take_back(container, &vmm.handle).await;
+        }
     }
 
     /// The number under which the host knows all processes of the guest: of the

@@ -150,7 +150,10 @@ impl SharedDir {
         for mount in binds {
             match mount.kind {
                 PathKind::Directory => self.make_dir(&mount.target)?,
-                PathKind::File | PathKind::GuestDevice(_) | PathKind::Other(_) => {
+                PathKind::File
+                | PathKind::BlockDevice
+                | PathKind::GuestDevice(_)
+                | PathKind::Other(_) => {
                     self.make_file(&mount.target)?;
                 }
             }
@@ -369,8 +372,10 @@ pub fn kind_of(path: &Path) -> io::Result<PathKind> {
         PathKind::Other("socket")
     } else if kind.is_fifo() {
         PathKind::Other("FIFO")
-    } else if kind.is_block_device() || kind.is_char_device() {
-        PathKind::Other("device")
+    } else if kind.is_block_device() {
+        PathKind::BlockDevice
+    } else if kind.is_char_device() {
+        PathKind::Other("character device")
     } else {
         PathKind::Other("special file")
     })

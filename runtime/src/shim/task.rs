@@ -338,6 +338,7 @@ fn status(err: &SandboxError) -> TtrpcError {
         | SandboxError::Hooks(_)
         | SandboxError::Agent(_)
         | SandboxError::Network(_) => Code::INTERNAL,
+        SandboxError::Disk(_) => Code::FAILED_PRECONDITION,
     };
     get_rpc_status(code, Chain(err))
 }

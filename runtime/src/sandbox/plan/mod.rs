@@ -4,6 +4,8 @@
 //! The spec crosses to the agent as it is but for paths. What cannot be done in
 //! a microVM is an error that names it.
 
+mod disks;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,8 @@ use super::id::ContainerId;
 use super::mounts::{ENGINE_ROOTFS, PRIVATE_ROOTFS};
 use crate::hooks::HookKind;
 use crate::network;
+
+pub use disks::{Disk, DiskSource, GuestDisk, place};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -78,6 +82,24 @@ pub enum PlanError {
         source_path: PathBuf,
         source: io::Error,
     },
+    #[error(
+        "mount at {destination}: {source_path} is a {kind}, and a file system lies on a block \
+         device or in an image file"
+    )]
+    NoDisk {
+        destination: String,
+        source_path: PathBuf,
+        kind: &'static str,
+    },
+    #[error(
+        "device {path} is character device {major}:{minor} of the host, which a microVM has no \
+         way to use: its devices are its own"
+    )]
+    HostDevice {
+        path: String,
+        major: u64,
+        minor: u64,
+    },
     #[error("{asked} MiB of memory asked for, a microVM needs {MIN_MEMORY_MIB} MiB or more")]
     MemoryBelowMinimum { asked: u64 },
     #[error("{asked} MiB of memory asked for, this host has {host} MiB")]
@@ -95,8 +117,21 @@ pub enum PathKind {
     Directory,
     /// A device that every guest has itself, under this path.
     GuestDevice(&'static str),
+    BlockDevice,
     /// Anything else, by its name.
     Other(&'static str),
+}
+
+impl PathKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::File => "regular file",
+            Self::Directory => "directory",
+            Self::BlockDevice => "block device",
+            Self::GuestDevice(path) => path,
+            Self::Other(name) => name,
+        }
+    }
 }
 
 /// The microVM of a sandbox.
@@ -112,6 +147,8 @@ pub struct ContainerPlan {
     /// As the agent gets it.
     pub spec: Value,
     pub mounts: Vec<HostMount>,
+    /// What is put into block slots, and then named in the spec by [`place`].
+    pub disks: Vec<Disk>,
     /// Root directory on the host that is bound to the container's place, where
     /// the engine has given no mounts for it.
     pub root: PathBuf,
@@ -147,10 +184,11 @@ pub fn plan_vm(
         .unwrap_or(defaults.vcpus);
     let memory_mib = memory_mib(spec, &annotations, defaults, host)?;
     let mut host_ports = vec![ports::READY, ports::LOG];
-    let mut net_slots = 0;
+    let (mut net_slots, mut block_slots) = (0, 1);
     if has_network(namespace) {
         host_ports.push(ports::DNS);
         net_slots = network::SLOTS;
+        block_slots = super::disks::SLOTS;
     }
     let vm = VmConfig {
         vcpus,
@@ -166,7 +204,7 @@ pub fn plan_vm(
             dax_window_mib: 0,
         },
         net_slots,
-        block_slots: 1,
+        block_slots,
     };
     vm.validate()?;
     let cgroup = host_limits(&vm, resources, namespace == OCI_NAMESPACE);
@@ -267,6 +305,7 @@ pub fn plan_container(
     let rootfs = Path::new(id.as_str()).join(rootfs_name(namespace));
     spec["root"]["path"] = guest_path(&rootfs).into();
 
+    let disks = disks::plan(&mut spec, bundle, &kind_of)?;
     let mut mounts = Vec::new();
     if let Some(list) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
         for mount in list {
@@ -284,6 +323,7 @@ pub fn plan_container(
     Ok(ContainerPlan {
         spec,
         mounts,
+        disks,
         root,
         rootfs,
         terminal,
@@ -344,11 +384,13 @@ fn plan_mount(
         .ok_or(PlanError::Spec("a bind mount has no source"))?;
     let source_path = bundle.join(source);
     match kind_of(&source_path) {
-        Ok(PathKind::Other(kind)) => Err(PlanError::MountSourceKind {
-            destination,
-            source_path,
-            kind,
-        }),
+        Ok(kind @ (PathKind::BlockDevice | PathKind::Other(_))) => {
+            Err(PlanError::MountSourceKind {
+                destination,
+                source_path,
+                kind: kind.name(),
+            })
+        }
         Ok(PathKind::GuestDevice(path)) => Ok(Source::GuestDevice(path)),
         Ok(kind) => Ok(Source::Host(HostMount {
             source: source_path,
@@ -357,15 +399,24 @@ fn plan_mount(
             recursive: !has("bind"),
             read_only: has("ro") || has("rro"),
         })),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Err(PlanError::MountSourceMissing {
-            destination,
-            source_path,
-        }),
-        Err(source) => Err(PlanError::MountSource {
+        Err(source) => Err(PlanError::look(destination, source_path, source)),
+    }
+}
+
+impl PlanError {
+    /// A mount's source cannot be looked at.
+    fn look(destination: String, source_path: PathBuf, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::NotFound {
+            return Self::MountSourceMissing {
+                destination,
+                source_path,
+            };
+        }
+        Self::MountSource {
             destination,
             source_path,
             source,
-        }),
+        }
     }
 }
 

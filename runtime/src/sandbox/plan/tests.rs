@@ -17,11 +17,23 @@ const DEFAULTS: Defaults = Defaults {
 fn kind_of(path: &Path) -> io::Result<PathKind> {
     match path.to_str().unwrap_or_default() {
         "/srv/data" | "/bundle/relative" => Ok(PathKind::Directory),
-        "/etc/hosts" => Ok(PathKind::File),
+        "/etc/hosts" | "/srv/disk.img" | "/srv/tools.erofs" => Ok(PathKind::File),
         "/run/docker.sock" => Ok(PathKind::Other("socket")),
-        "/dev/sda" => Ok(PathKind::Other("device")),
+        "/dev/sda" => Ok(PathKind::BlockDevice),
         "/locked" => Err(io::ErrorKind::PermissionDenied.into()),
         _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// What the guest calls the disks that it is given, in turn.
+const GUEST_DISKS: [&str; 4] = ["vda", "vdb", "vdc", "vdd"];
+
+fn in_guest(name: &str) -> GuestDisk {
+    let letter = u64::from(name.as_bytes()[2] - b'a');
+    GuestDisk {
+        path: format!("/dev/{name}"),
+        major: 254,
+        minor: 16 * letter,
     }
 }
 
@@ -45,7 +57,16 @@ fn golden(name: &str) {
     }
     writeln!(planned, "# root\n{}", container.root.display()).unwrap();
     writeln!(planned, "# host mounts\n{:#?}", container.mounts).unwrap();
-    let spec = serde_json::to_string_pretty(&container.spec).unwrap();
+    let mut guest_spec = container.spec;
+    if !container.disks.is_empty() {
+        writeln!(planned, "# disks\n{:#?}", container.disks).unwrap();
+        place(
+            &mut guest_spec,
+            &container.disks,
+            &GUEST_DISKS.map(in_guest),
+        );
+    }
+    let spec = serde_json::to_string_pretty(&guest_spec).unwrap();
     writeln!(planned, "# spec for the agent\n{spec}").unwrap();
     let path = dir.join(format!("{name}.plan"));
     if std::env::var_os("LAZARET_BLESS").is_some() {
@@ -63,6 +84,11 @@ fn plain_container() {
 #[test]
 fn volumes_limits_and_annotations() {
     golden("volumes");
+}
+
+#[test]
+fn disks_for_mounts_and_devices() {
+    golden("disks");
 }
 
 fn with(pointer: &str, value: Value) -> Value {
@@ -105,7 +131,7 @@ fn what_a_guest_cannot_do_is_named() {
         ),
         (bind("/srv/data", &["rbind", "rshared"]), "\"rshared\""),
         (bind("/run/docker.sock", &["rbind"]), "is a socket"),
-        (bind("/dev/sda", &["bind"]), "is a device"),
+        (bind("/dev/sda", &["bind"]), "is a block device"),
         (bind("/none", &["bind"]), "/none does not exist"),
         (bind("/locked", &["bind"]), "cannot look at /locked"),
         (with("/root", Value::Null), "root.path"),
@@ -113,6 +139,59 @@ fn what_a_guest_cannot_do_is_named() {
         let err = plan(spec).unwrap_err().to_string();
         assert!(err.contains(expected), "{err}");
     }
+}
+
+#[test]
+fn what_is_no_disk_is_named() {
+    let mount = |kind: &str, source: &str| {
+        let mount = serde_json::json!({
+            "type": kind, "source": source, "destination": "/mnt",
+        });
+        with("/mounts", Value::Array(vec![mount]))
+    };
+    let kvm = serde_json::json!([{ "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 }]);
+    for (spec, expected) in [
+        (mount("ext4", "/srv/data"), "/srv/data is a directory"),
+        (mount("xfs", "/run/docker.sock"), "is a socket"),
+        (mount("erofs", "/none"), "/none does not exist"),
+        (
+            with("/linux/devices", kvm),
+            "/dev/kvm is character device 10:232",
+        ),
+    ] {
+        let err = plan(spec).unwrap_err().to_string();
+        assert!(err.contains(expected), "{err}");
+    }
+}
+
+#[test]
+fn same_disk_twice_is_one_disk() {
+    let device =
+        |path: &str| serde_json::json!({ "path": path, "type": "b", "major": 8, "minor": 0 });
+    let devices = serde_json::json!([device("/dev/sda"), device("/dev/disk")]);
+    let mut planned = plan(with("/linux/devices", devices)).unwrap();
+    assert_eq!(planned.disks.len(), 1);
+    assert!(!planned.disks[0].read_only);
+    place(&mut planned.spec, &planned.disks, &[in_guest("vdb")]);
+    for at in [0, 1] {
+        let device = &planned.spec["linux"]["devices"][at];
+        assert_eq!(
+            (&device["major"], &device["minor"]),
+            (&254.into(), &16.into())
+        );
+    }
+}
+
+#[test]
+fn container_with_all_devices_has_those_of_the_guest() {
+    let device = |kind: &str, major, minor| serde_json::json!({ "path": "/dev/x", "type": kind, "major": major, "minor": minor });
+    let listed = [device("c", 1, 3), device("b", 8, 0), device("c", 10, 232)];
+    let mut spec = with("/linux/devices", listed.into());
+    spec["linux"]["resources"]["devices"] = serde_json::json!([{ "allow": true, "access": "rwm" }]);
+    let planned = plan(spec).unwrap();
+    assert!(planned.disks.is_empty());
+    let devices = planned.spec["linux"]["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 1, "{devices:?}");
 }
 
 #[test]

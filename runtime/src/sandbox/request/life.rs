@@ -36,6 +36,7 @@ impl Sandbox {
         let made = self.make_container(&container, request).await;
         if let Err(err) = made {
             container.init.stopped(Exit::died(Chain(&err).to_string()));
+            self.take_disks_back(&id).await;
             self.unmount(&container);
             self.containers().remove(&id);
             self.changed();
@@ -66,6 +67,7 @@ impl Sandbox {
         let ContainerPlan {
             spec,
             mounts,
+            disks,
             root,
             rootfs,
             terminal,
@@ -98,10 +100,16 @@ impl Sandbox {
             let shown = self.setup.shown_root.show(root).await;
             shown.map_err(SandboxError::ShownRoot)?;
         }
-        let spec = run_hooks_of_create(id, &request.bundle, spec).await?;
-        let spec_json = spec.to_string().into_bytes();
+        let mut spec = run_hooks_of_create(id, &request.bundle, spec).await?;
 
         let agent = self.agent().await?;
+        if let Some(vmm) = self.vmm.get() {
+            let slots = vmm.block_slots;
+            self.disks
+                .give(id, &disks, &mut spec, &vmm.handle, slots, &agent)
+                .await?;
+        }
+        let spec_json = spec.to_string().into_bytes();
         // The container's settings may be of its interfaces.
         self.update_network(&agent).await?;
         let (streams, stdio) = ends.connect(&self.guest_ports).await?;
@@ -172,6 +180,7 @@ impl Sandbox {
         if let Some(exec) = exec {
             target.container.execs().remove(exec);
         } else {
+            self.take_disks_back(id).await;
             self.unmount(&target.container);
             self.containers().remove(id);
         }
