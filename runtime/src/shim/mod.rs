@@ -14,6 +14,7 @@ mod handover;
 mod metrics;
 mod serve;
 mod signals;
+mod standing;
 mod task;
 
 pub use args::{Action, Args, ArgsError};

@@ -19,6 +19,7 @@ use ttrpc::error::get_rpc_status;
 use ttrpc::{Code, Error as TtrpcError, Result as TtrpcResult};
 
 use super::metrics::{METRICS_TYPE, metrics};
+use super::standing::Standing;
 use crate::agent::AgentError;
 use crate::process::{Exit, Stage};
 use crate::sandbox::config::OCI_NAMESPACE;
@@ -124,7 +125,9 @@ impl Task for TaskService {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
         let (id, exec) = names(request.id, request.exec_id)?;
+        let standing = Standing::new(&self.sandbox, &id, exec.as_ref());
         let exit = self.sandbox.wait(&id, exec.as_ref()).await;
+        standing.ended();
         let exit = exit.map_err(|err| status(&err))?;
         Ok(WaitResponse {
             exit_status: exit.status,

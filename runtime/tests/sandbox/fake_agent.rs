@@ -185,6 +185,11 @@ async fn program(
     let args: Vec<&str> = process.args.iter().map(String::as_str).collect();
     match args[..] {
         ["exit", status] => status.parse().unwrap(),
+        ["kill-vmm-when-signalled"] => {
+            let mut status = process.status.subscribe();
+            status.wait_for(Option::is_some).await.unwrap();
+            fake_vmm::die()
+        }
         ["echo", text] => {
             let line = format!("{text}\n");
             stdout.unwrap().write_all(line.as_bytes()).await.unwrap();

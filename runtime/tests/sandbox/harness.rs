@@ -55,7 +55,7 @@ impl Box_ {
         fs::write(path("vmm"), script).unwrap();
         fs::set_permissions(path("vmm"), fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!(
-            "kernel = '{}'\ninitramfs = '{}'\nvmm = '{}'\nrun_dir = '{}'\n\
+            "kernel = '{}'\ninitramfs = '{}'\nvmm = '{}'\nrun_dir = '{}'\nshim = '{SHIM}'\n\
              host_cgroup = false\nboot_timeout_s = 2\n",
             path("kernel").display(),
             path("initramfs").display(),

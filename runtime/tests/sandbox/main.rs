@@ -19,4 +19,5 @@ mod fake_vmm;
 mod harness;
 mod life;
 mod network;
+mod oci;
 mod streams;

@@ -1,0 +1,124 @@
+//! What fails at `create` is said, logged, and leaves nothing.
+
+use serde_json::json;
+
+use super::{Engine, adopt};
+
+#[test]
+fn a_vmm_or_guest_that_fails_is_creates_failure() {
+    adopt();
+    for (scenario, text) in [
+        ("refuse", "no such kernel"),
+        ("die", "create failed"),
+        ("panic", "create failed"),
+        ("silent", "did not answer"),
+        ("wrong-version", "create failed"),
+        ("cannot-create", "linux.seccomp"),
+    ] {
+        let engine = Engine::new(scenario);
+        engine.spec(&["sleep"], |_| {});
+        let said = engine.create();
+        said.fails(1, text);
+        let log = std::fs::read_to_string(engine.path("log.json")).unwrap();
+        let lines: Vec<serde_json::Value> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        // podman reads the whole file as one object.
+        assert_eq!(lines.len(), 1, "{scenario}: {log}");
+        assert_eq!(lines[0]["level"], "error");
+        assert!(lines[0]["msg"].as_str().unwrap().contains(text), "{log}");
+        assert!(!engine.path("init.pid").exists());
+        engine.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_is_creates_failure() {
+    adopt();
+    let engine = Engine::new("ok");
+    engine.spec(&["sleep"], |_| {});
+    let bundle = engine.path("bundle");
+    let said = engine.run(&[
+        "create",
+        "-b",
+        bundle.to_str().unwrap(),
+        "--pid-file",
+        "/nonexistent/pid",
+        "box",
+    ]);
+    said.fails(1, "/nonexistent/pid");
+    engine.nothing_is_left();
+}
+
+#[test]
+fn what_a_bundle_or_a_flag_cannot_have_is_named() {
+    let engine = Engine::new("ok");
+    engine.spec(&["sleep"], |_| {});
+    let bundle = engine.path("bundle");
+    let bundle = bundle.to_str().unwrap();
+    let create = |args: &[&str]| {
+        let args: Vec<&str> = [&["create", "-b", bundle][..], args].concat();
+        engine.run(&args)
+    };
+    create(&["--preserve-fds", "2", "box"]).fails(1, "--preserve-fds is not supported");
+    create(&["a/b"]).fails(1, "invalid container ID format");
+    create(&["--console-socket", "/x", "box"]).fails(1, "cannot use console socket");
+    engine
+        .run(&["--rootless=true", "list"])
+        .fails(1, "--rootless=true is not supported");
+    engine
+        .run(&["create", "-b", "/nonexistent", "box"])
+        .fails(1, "/nonexistent/config.json");
+    engine
+        .run(&["checkpoint", "--image-path", "/i", "box"])
+        .fails(1, "checkpoint is not supported");
+    engine
+        .run(&["restore", "--image-path", "/i", "box"])
+        .fails(1, "restore is not supported");
+    engine.spec(&["sleep"], |spec| spec["process"]["terminal"] = json!(true));
+    create(&["box"]).fails(1, "without setting console socket");
+    engine.spec(&["sleep"], |spec| spec["linux"]["namespaces"] = json!([]));
+    create(&["box"]).fails(1, "network");
+    engine.nothing_is_left();
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_the_container_has_stopped() {
+    adopt();
+    for (program, text, status) in [
+        ("missing", "executable file not found in $PATH", 127),
+        ("denied", "permission denied", 126),
+    ] {
+        let engine = Engine::new("ok");
+        engine.spec(&[program], |_| {});
+        engine.create().ok();
+        engine.run(&["start", "box"]).fails(1, text);
+        assert_eq!(super::reap(engine.pid()).code(), Some(status));
+        assert_eq!(engine.status(), "stopped");
+        engine.run(&["delete", "box"]).ok();
+        engine.nothing_is_left();
+    }
+}
+
+#[test]
+fn update_reaches_the_sandbox_or_says_why_not() {
+    adopt();
+    let engine = Engine::new("ok");
+    engine.spec(&["sleep"], |_| {});
+    engine.create().ok();
+    engine
+        .run(&["update", "--kernel-memory", "1m", "box"])
+        .fails(1, "--kernel-memory");
+    engine
+        .run(&["update", "-r", "/nonexistent", "box"])
+        .fails(1, "/nonexistent");
+    engine
+        .run(&["update", "box", "--pids-limit", "many"])
+        .fails(1, "many");
+    engine.run(&["delete", "box"]).ok();
+    super::reap(engine.pid());
+    engine
+        .run(&["update", "box"])
+        .fails(1, "container does not exist");
+}
