@@ -27,15 +27,17 @@ pub(crate) fn start_container(spec: &Spec, identity: &Identity) -> Result<()> {
     let Some(hooks) = hooks.and_then(|hooks| hooks.start_container().as_deref()) else {
         return Ok(());
     };
-    let state = json!({
+    let mut state = json!({
         "ociVersion": spec.version(),
         "id": identity.id,
         "status": "created",
         "pid": getpid().as_raw_nonzero().get(),
         "bundle": identity.bundle,
-        "annotations": spec.annotations(),
-    })
-    .to_string();
+    });
+    if let Some(annotations) = spec.annotations() {
+        state["annotations"] = json!(annotations);
+    }
+    let state = state.to_string();
     for (number, hook) in hooks.iter().enumerate() {
         run(hook, &state).map_err(|failure| {
             let message = format!("error running startContainer hook #{number}: {failure}");

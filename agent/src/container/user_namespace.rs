@@ -2,6 +2,7 @@
 //! to name a mapping (`user_namespaces(7)`, `mount_setattr(2)` "ID-mapped mounts").
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount};
@@ -119,7 +120,16 @@ pub(crate) fn mapped_mounts(
         };
         let made = open_source(mount, &options)?;
         let reach = options.id_map.unwrap_or(Reach::One);
-        map_ids(&made, &mappings.namespace()?, reach).or_fail(doing)?;
+        let mapped = map_ids(&made, &mappings.namespace()?, reach);
+        if mapped
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::InvalidInput)
+        {
+            return Err(Failure::unsupported(format!(
+                "an id mapping of the mount on {destination}, whose file system takes none,"
+            )));
+        }
+        mapped.or_fail(doing)?;
         all.push((place, made));
     }
     Ok(all)
