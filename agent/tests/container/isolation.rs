@@ -62,6 +62,20 @@ async fn devices_are_the_default_ones_and_those_of_the_spec() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_of_every_type_are_made() {
+    require_root!();
+    let devices = json!([
+        { "path": "/dev/disk/block", "type": "b", "major": 7, "minor": 99 },
+        { "path": "/dev/unbuffered", "type": "u", "major": 1, "minor": 7, "fileMode": 0o600 },
+        { "path": "/dev/fifo", "type": "p", "fileMode": 0o622 },
+    ]);
+    let script = "cd /dev; stat -c '%A %t:%T' disk/block unbuffered fifo";
+    let outcome = Box::sh(script).set("/linux/devices", devices).run().await;
+    let expected = "brw-rw-rw- 7:63\ncrw------- 1:7\nprw--w--w- 0:0\n";
+    assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn device_rules_are_enforced() {
     require_root!();
     let device = json!([{ "path": "/dev/memory", "type": "c", "major": 1, "minor": 1 }]);
