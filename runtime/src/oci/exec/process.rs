@@ -49,13 +49,17 @@ impl ProcessArgs {
         container: &Container,
         command: &[String],
     ) -> Result<Value, OciError> {
-        let process = if let Some(path) = &self.process {
+        let mut process = if let Some(path) = &self.process {
             read_json(path)?
         } else {
             let spec = container.place.load_spec()?;
             self.apply(spec["process"].clone(), command)?
         };
         check_process(&process)?;
+        // Who leaves the user out means root, as for runc.
+        if process["user"].is_null() {
+            process["user"] = json!({ "uid": 0, "gid": 0 });
+        }
         Ok(process)
     }
 
