@@ -97,6 +97,11 @@ fn create(sync: &StageSocket) -> Result<Ready> {
         )));
     }
     rootfs::seal(&spec, linux)?;
+    // Callers tell 127 and 126 by the error of their create. It is looked up again
+    // with the rights of the user.
+    if change_directory(process.cwd()).is_ok() {
+        Program::find(process, None)?;
+    }
     report_created(sync, terminal)?;
     Ok(Ready {
         process: process.clone(),
