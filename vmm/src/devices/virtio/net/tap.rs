@@ -68,6 +68,12 @@ impl Tap {
         Ok(tap)
     }
 
+    /// What a tap does with frames a socket does as well, and can be filled.
+    #[cfg(test)]
+    pub(super) fn of_socket(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
     fn flags(&self) -> io::Result<libc::c_short> {
         // SAFETY: all zeros is a valid `ifreq`.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -1,5 +1,6 @@
 //! The device under a driver, with and without a real tap.
 
+mod backpressure;
 mod host_side;
 mod hostile;
 mod link;
