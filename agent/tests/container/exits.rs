@@ -80,3 +80,16 @@ async fn failed_creation_leaves_the_name_free() {
     good.id.clone_from(&broken.id);
     assert_eq!(good.run().await.status, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_program_fails_the_creation_already() {
+    require_root!();
+    let container = Box::new(&["nope"]);
+    let (code, text) = refused(
+        container
+            .create(lazaret_protocol::agent::Stdio::new())
+            .await,
+    );
+    assert_eq!(code, ttrpc::Code::NOT_FOUND);
+    assert_eq!(text, r#"exec: "nope": executable file not found in $PATH"#);
+}
