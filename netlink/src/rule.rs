@@ -14,7 +14,11 @@ const BODY: usize = 12;
 
 /// The tables of all rules of all families.
 pub fn ruled_tables(socket: &mut Socket) -> Result<Vec<u32>, Errno> {
-    let replies = socket.dump(RTM_GETRULE, &[AF_UNSPEC; BODY])?;
+    let replies = match socket.dump(RTM_GETRULE, &[AF_UNSPEC; BODY]) {
+        // A kernel without policy routing.
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        replies => replies?,
+    };
     let rules = replies.iter().filter(|reply| reply.kind == RTM_NEWRULE);
     rules
         .map(|reply| {

@@ -11,6 +11,7 @@ use lazaret_netlink::{
 use rustix::io::Errno;
 use tokio::time::timeout;
 
+use super::slots;
 use super::wished::Interface;
 use crate::failure::{Code, Failure, OrFail, Result};
 
@@ -23,6 +24,7 @@ const ADDR_GEN_MODE_NONE: &str = "1";
 /// The index of the device with that permanent address (of one without, with that
 /// address).
 pub(super) async fn find(device: HardwareAddress) -> Result<u32> {
+    slots::probe()?;
     let found = wait_for(|links| {
         let link = links.iter().find(|link| {
             let address = link.permanent_address.or(link.hardware_address);

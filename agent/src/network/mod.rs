@@ -8,6 +8,7 @@
 mod device;
 mod entries;
 mod name_server;
+mod slots;
 mod wished;
 
 use std::collections::BTreeMap;
@@ -98,7 +99,9 @@ impl State {
             if let Some(configured) = self.configured.remove(&device) {
                 let Configured { index, interface } = configured;
                 device::rest(socket, index, &interface.addresses)?;
-                device::leave(socket, index, device)?;
+                if !slots::let_go(&interface.name)? {
+                    device::leave(socket, index, device)?;
+                }
                 tracing::info!(name = interface.name, "interface disconnected");
             }
         }

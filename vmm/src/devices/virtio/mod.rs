@@ -64,6 +64,12 @@ pub struct ShmRegion {
 pub trait VirtioDevice: Send {
     fn device_type(&self) -> DeviceType;
 
+    /// Whether a driver that looks for devices finds one. A slot that is to be found
+    /// later shows device id 0 until then (virtio 1.3, 4.2.2).
+    fn is_present(&self) -> bool {
+        true
+    }
+
     /// Feature bits offered, without `VERSION_1`, which the transport adds.
     fn features(&self) -> u64;
 

@@ -171,7 +171,7 @@ impl MmioTransport {
         match offset {
             reg::MAGIC => MAGIC,
             reg::VERSION => VERSION,
-            reg::DEVICE_ID => self.device.device_type() as u32,
+            reg::DEVICE_ID if self.device.is_present() => self.device.device_type() as u32,
             reg::VENDOR_ID => VENDOR,
             reg::DEVICE_FEATURES => match self.device_features_sel {
                 0 => low(self.offered()),

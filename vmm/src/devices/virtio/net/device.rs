@@ -68,6 +68,12 @@ impl VirtioDevice for Net {
         DeviceType::Net
     }
 
+    /// Its driver would make an interface that nobody has use for, at a price for
+    /// the boot of the guest; who connects a tap has the guest look again.
+    fn is_present(&self) -> bool {
+        self.link_up.load(Ordering::SeqCst)
+    }
+
     fn features(&self) -> u64 {
         self.features
     }
