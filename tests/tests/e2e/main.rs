@@ -13,6 +13,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod logs;
+mod network;
 mod stdio;
 mod terminal;
 mod volumes;
