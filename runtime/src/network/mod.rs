@@ -35,7 +35,7 @@ use crate::agent::{AgentClient, AgentError};
 use crate::vm::{BackendError, VmHandle};
 pub use interface::InterfaceError;
 use interface::{Found, Interface};
-pub use namespace::{NamespaceError, enter};
+pub use namespace::{NamespaceError, clear, enter};
 pub use resolver::resolv_conf;
 use tie::Tie;
 pub use tie::TieError;

@@ -2,15 +2,18 @@
 //! names, or a new one. Engines find it by the process's id.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use lazaret_netlink::{Link, LinkChange, LinkFlags, Socket};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::io::Errno;
 use serde_json::Value;
 use thiserror::Error;
+
+use super::tie;
 
 const OWN: &str = "/proc/self/ns/net";
 
@@ -24,6 +27,8 @@ pub enum NamespaceError {
     NotOne(PathBuf),
     #[error("cannot join the network namespace {}", path.display())]
     Join { path: PathBuf, source: io::Error },
+    #[error("cannot clear the network namespace {}", path.display())]
+    Clear { path: PathBuf, source: io::Error },
     #[error("cannot make a network namespace")]
     New(#[source] io::Error),
     #[error("cannot bring up the loopback of the new network namespace")]
@@ -65,6 +70,35 @@ fn join(path: &Path) -> Result<(), NamespaceError> {
 fn make() -> Result<(), NamespaceError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|err| NamespaceError::New(err.into()))?;
     loopback_up().map_err(|err| NamespaceError::Loopback(err.into()))
+}
+
+/// Removes what a sandbox that was killed has left in the spec's network namespace,
+/// where that is a named one, which stays.
+pub fn clear(spec: &Value) -> Result<(), NamespaceError> {
+    let namespaces = spec["linux"]["namespaces"].as_array();
+    let path = namespaces
+        .into_iter()
+        .flatten()
+        .find(|namespace| namespace["type"] == "network")
+        .and_then(|namespace| namespace["path"].as_str());
+    let Some(path) = path.filter(|path| !path.is_empty()) else {
+        return Ok(());
+    };
+    let path = PathBuf::from(path);
+    let clearing = thread::spawn(move || {
+        // Engines may have removed it already.
+        match join(&path) {
+            Err(NamespaceError::Join { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(());
+            }
+            result => result?,
+        }
+        tie::clear().map_err(|err| NamespaceError::Clear {
+            path,
+            source: err.into(),
+        })
+    });
+    clearing.join().unwrap_or(Ok(()))
 }
 
 /// Engines' name servers listen on it.

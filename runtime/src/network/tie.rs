@@ -7,12 +7,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use lazaret_netlink::{LinkChange, Socket};
+use lazaret_netlink::{Link, LinkChange, Socket};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use super::interface::Interface;
-use super::tap::Tap;
+use super::tap::{self, Tap};
 use super::tc::{self, Ingress};
 
 #[derive(Debug, Error)]
@@ -38,6 +38,22 @@ pub enum TieError {
         mtu: u32,
         source: Errno,
     },
+}
+
+/// Removes the filters of sandboxes from all interfaces of the thread's network
+/// namespace, unless one of them lives.
+pub(super) fn clear() -> Result<(), Errno> {
+    let mut socket = Socket::open()?;
+    let links = Link::list(&mut socket)?;
+    if links.iter().any(tap::is_tap) {
+        return Ok(());
+    }
+    for link in &links {
+        if tc::ingress(&mut socket, link.index)? == Ingress::Ours {
+            tc::release(&mut socket, link.index)?;
+        }
+    }
+    Ok(())
 }
 
 #[derive(Debug)]

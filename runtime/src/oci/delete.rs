@@ -8,6 +8,7 @@ use super::failure::{Failure, OciError};
 use super::names::ContainerId;
 use super::record::{Place, Status};
 use crate::hooks::{HookKind, run_all_hooks};
+use crate::network;
 use crate::sandbox::config::OCI_NAMESPACE;
 
 /// Remove a container that has stopped, and all that belongs to it
@@ -87,6 +88,9 @@ fn take_down(host: &Host, container: &Container) -> Result<(), OciError> {
     // A container that was killed on its way may not even have this.
     match container.place.load_spec() {
         Ok(spec) => {
+            if let Err(err) = network::clear(&spec) {
+                host.log.warning(&err.to_string());
+            }
             let state = container.hook_state("stopped", &spec);
             for err in run_all_hooks(&spec, HookKind::Poststop, &state) {
                 host.log.warning(&err.to_string());

@@ -357,6 +357,12 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     first.wait_for("the tap to go", || net.taps() == 0).await;
     assert_eq!(net.qdiscs(), 1, "nobody was there to remove it");
 
+    let spec = json!({ "linux": { "namespaces": [{ "type": "network", "path": net.path() }] } });
+    lazaret_runtime::network::clear(&spec).unwrap();
+    assert_eq!(net.qdiscs(), 0, "who deletes the container does");
+    let stale = format!("-n {} qdisc add dev eth1 ingress", net.container);
+    assert!(run("tc", &stale).status.success());
+
     let mut third = sandbox(Some(&net.path()), &["sleep"]);
     let client = create(&mut third).await;
     client.start(context(), &start_request("")).await.unwrap();

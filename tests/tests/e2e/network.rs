@@ -117,6 +117,11 @@ impl<'a> Container<'a> {
     #[track_caller]
     fn end(self) {
         self.sh("lazaret-oci delete --force $id");
+        self.leaves_nothing();
+    }
+
+    #[track_caller]
+    fn leaves_nothing(&self) {
         let left = self.sh(
             "ip -n $ns -o link | grep -E ': lz[0-9]' || true; tc -n $ns qdisc | grep ingress || true",
         );
