@@ -1,5 +1,5 @@
-//! What lazaret has on the machine: processes, mounts, cgroups, files. Two snapshots tell what a
-//! test left behind.
+//! What lazaret has on the machine: processes, mounts, cgroups, interfaces, files; and the cgroups of
+//! engines' containers. Two snapshots tell what a test left behind.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -14,12 +14,15 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// directories that hold nothing but structure, and the locks in them, do not count.
 const LIST: &str = r#"
 ps -eo pid=,args= | awk '{ sub(".*/", "", $2) }
-    $2 ~ /^\[?(lazaret|lazaret-vmm|containerd-shim-laz.*)\]?$/ { print "process", $0 }'
+    $2 ~ /^\[?(lazaret|lazaret-oci|lazaret-vmm|containerd-shim-laz.*)\]?$/ { print "process", $0 }'
 awk '$2 ~ /lazaret/ && $2 !~ /lazaret-e2e/ && $3 != "9p" { print "mount", $2, $3 }' /proc/mounts
-find /sys/fs/cgroup/lazaret -mindepth 1 -type d 2>/dev/null | sed 's/^/cgroup /'
+{ find /sys/fs/cgroup/{lazaret,docker} -mindepth 1 -type d
+    find /sys/fs/cgroup/libpod_parent -type d -name 'libpod-*'; } 2>/dev/null | sed 's/^/cgroup /'
+find /sys/class/net -name 'lz*' | sed 's/^/interface /'
 find /run/lazaret /var/lib/lazaret /tmp /var/tmp /dev/shm -mindepth 1 -maxdepth 3 2>/dev/null |
     grep lazaret | grep -v /tmp/lazaret-e2e | sed 's/^/file /' |
-    grep -vxE 'file (/run/lazaret(/sandboxes|/attach(/lock)?)?|/var/lib/lazaret/(images|containers(/names|/lock)?))'
+    grep -vxE 'file (/run/lazaret(/sandboxes|/oci|/attach(/lock)?)?|/var/lib/lazaret/(images|containers(/names|/lock)?))'
+exit 0
 "#;
 
 /// A snapshot.

@@ -4,6 +4,7 @@
 mod archive;
 mod bad_input;
 mod cli;
+mod docker;
 mod exec;
 mod exit_codes;
 mod failures;
