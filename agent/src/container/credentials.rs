@@ -117,7 +117,9 @@ pub(crate) fn become_user(process: &Process, kept: CapabilitySet) -> Result<()> 
     change_ids(process.user())?;
     set_keep_capabilities(false).or_fail(|| "stop keeping capabilities")?;
     sets.apply(kept)?;
-    set_ambient(sets.ambient)?;
+    // The kernel grants no others. What cannot be granted is no error, says the specification, and
+    // runc's own `spec` proposes such a set.
+    set_ambient(sets.ambient & sets.inheritable & sets.permitted)?;
     if let Some(mask) = process.user().umask() {
         umask(Mode::from_raw_mode(mask & 0o777));
     } else {
