@@ -38,7 +38,7 @@ echo '{"default": [{"type": "insecureAcceptAnything"}]}' >/etc/containers/policy
 "#;
 
 /// Starts dockerd (which starts containerd) where none answers, and waits until it does.
-const START_DOCKER: &str = r#"
+const START_DOCKER: &str = r"
 if ! docker version >/dev/null 2>&1; then
     setsid dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
     daemon=$!
@@ -47,7 +47,7 @@ if ! docker version >/dev/null 2>&1; then
         sleep 0.5
     done
 fi
-"#;
+";
 
 /// Which engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,12 +129,12 @@ impl<'a> Engine<'a> {
     /// The engine's command line with these arguments.
     pub fn cmd<I: IntoIterator<Item: AsRef<str>>>(&self, args: I) -> Cmd<'a> {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
-        let mut argv = vec![self.kind.name().to_owned()];
+        let mut words = vec![self.kind.name().to_owned()];
         if self.kind == Kind::Podman {
-            argv.extend(["--runtime".to_owned(), self.runtime.clone()]);
+            words.extend(["--runtime".to_owned(), self.runtime.clone()]);
         }
-        argv.extend(args);
-        Cmd::new(self.lazaret, argv)
+        words.extend(args);
+        Cmd::new(self.lazaret, words)
     }
 
     /// The same, to its end.
@@ -154,11 +154,11 @@ impl<'a> Engine<'a> {
     /// `run` (or `create`) on the runtime under test.
     pub fn run_cmd<I: IntoIterator<Item: AsRef<str>>>(&self, args: I) -> Cmd<'a> {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
-        let mut argv = vec!["run".to_owned()];
+        let mut words = vec!["run".to_owned()];
         if self.kind == Kind::Docker {
-            argv.push(format!("--runtime={}", self.runtime));
+            words.push(format!("--runtime={}", self.runtime));
         }
-        self.cmd(argv.into_iter().chain(args))
+        self.cmd(words.into_iter().chain(args))
     }
 
     /// The same, to its end.
@@ -208,11 +208,11 @@ impl<'a> Engine<'a> {
     #[track_caller]
     pub fn remove<I: IntoIterator<Item: AsRef<str>>>(&self, names: I) {
         let names: Vec<String> = names.into_iter().map(|name| name.as_ref().into()).collect();
-        let mut argv = vec!["rm".to_owned(), "-f".to_owned()];
+        let mut words = vec!["rm".to_owned(), "-f".to_owned()];
         if self.kind == Kind::Podman {
-            argv.push("--time=0".to_owned());
+            words.push("--time=0".to_owned());
         }
-        self.call(argv.into_iter().chain(names)).status(0);
+        self.call(words.into_iter().chain(names)).status(0);
     }
 }
 

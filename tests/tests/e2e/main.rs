@@ -5,6 +5,7 @@ mod archive;
 mod bad_input;
 mod cli;
 mod docker;
+mod engines;
 mod exec;
 mod exit_codes;
 mod failures;

@@ -146,7 +146,7 @@ fn extended_attributes(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// The attribute's form: a version, then tag, permissions and id of each entry
-/// (Linux, include/uapi/linux/posix_acl_xattr.h).
+/// (Linux, `include/uapi/linux/posix_acl_xattr.h`).
 fn access_control_list(directory: &Path) -> anyhow::Result<()> {
     const NO_ID: u32 = u32::MAX;
     let path = directory.join("file");
