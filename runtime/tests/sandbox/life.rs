@@ -273,7 +273,7 @@ async fn a_plan_that_cannot_be_honoured_is_refused_by_name() {
         ),
         (
             |spec| spec["mounts"][0]["source"] = "/dev/ptmx".into(),
-            "is a device",
+            "is a character device",
         ),
     ];
     for (change, expected) in cases {
