@@ -129,12 +129,12 @@ impl<'a> Engine<'a> {
     /// The engine's command line with these arguments.
     pub fn cmd<I: IntoIterator<Item: AsRef<str>>>(&self, args: I) -> Cmd<'a> {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
-        let mut words = vec![self.kind.name().to_owned()];
+        let mut line = vec![self.kind.name().to_owned()];
         if self.kind == Kind::Podman {
-            words.extend(["--runtime".to_owned(), self.runtime.clone()]);
+            line.extend(["--runtime".to_owned(), self.runtime.clone()]);
         }
-        words.extend(args);
-        Cmd::new(self.lazaret, words)
+        line.extend(args);
+        Cmd::new(self.lazaret, line)
     }
 
     /// The same, to its end.
@@ -154,11 +154,11 @@ impl<'a> Engine<'a> {
     /// `run` (or `create`) on the runtime under test.
     pub fn run_cmd<I: IntoIterator<Item: AsRef<str>>>(&self, args: I) -> Cmd<'a> {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
-        let mut words = vec!["run".to_owned()];
+        let mut line = vec!["run".to_owned()];
         if self.kind == Kind::Docker {
-            words.push(format!("--runtime={}", self.runtime));
+            line.push(format!("--runtime={}", self.runtime));
         }
-        self.cmd(words.into_iter().chain(args))
+        self.cmd(line.into_iter().chain(args))
     }
 
     /// The same, to its end.
@@ -208,11 +208,11 @@ impl<'a> Engine<'a> {
     #[track_caller]
     pub fn remove<I: IntoIterator<Item: AsRef<str>>>(&self, names: I) {
         let names: Vec<String> = names.into_iter().map(|name| name.as_ref().into()).collect();
-        let mut words = vec!["rm".to_owned(), "-f".to_owned()];
+        let mut argv = vec!["rm".to_owned(), "-f".to_owned()];
         if self.kind == Kind::Podman {
-            words.push("--time=0".to_owned());
+            argv.push("--time=0".to_owned());
         }
-        self.call(words.into_iter().chain(names)).status(0);
+        self.call(argv.into_iter().chain(names)).status(0);
     }
 }
 
