@@ -70,7 +70,7 @@ pub enum AgentError {
 }
 
 /// A disk as the agent names it, if it is the name of a disk of a slot.
-fn guest_disk(disk: Disk) -> Option<GuestDisk> {
+fn guest_disk(disk: &Disk) -> Option<GuestDisk> {
     let letter = disk.name.strip_prefix("vd")?;
     let fits = letter.len() == 1 && letter.bytes().all(|byte| byte.is_ascii_lowercase());
     fits.then(|| GuestDisk {
@@ -235,7 +235,7 @@ impl AgentClient {
         };
         let reply = self.ttrpc.start_disks(within(CALL_DEADLINE), &request);
         let disks = answer("StartDisks", reply.await)?.disks;
-        let disks: Option<Vec<_>> = disks.into_iter().map(guest_disk).collect();
+        let disks: Option<Vec<_>> = disks.iter().map(guest_disk).collect();
         disks
             .filter(|disks| disks.len() == wanted)
             .ok_or(AgentError::Nonsense("StartDisks"))

@@ -322,7 +322,7 @@ fn status(err: &SandboxError) -> TtrpcError {
         SandboxError::ContainerExists(_) | SandboxError::ExecExists { .. } => Code::ALREADY_EXISTS,
         SandboxError::Unsupported(_) => Code::UNIMPLEMENTED,
         SandboxError::Ended(_) => Code::UNAVAILABLE,
-        SandboxError::Stage(_) => Code::FAILED_PRECONDITION,
+        SandboxError::Stage(_) | SandboxError::Disk(_) => Code::FAILED_PRECONDITION,
         SandboxError::Id(_)
         | SandboxError::Spec { .. }
         | SandboxError::SpecJson { .. }
@@ -341,7 +341,6 @@ fn status(err: &SandboxError) -> TtrpcError {
         | SandboxError::Hooks(_)
         | SandboxError::Agent(_)
         | SandboxError::Network(_) => Code::INTERNAL,
-        SandboxError::Disk(_) => Code::FAILED_PRECONDITION,
     };
     get_rpc_status(code, Chain(err))
 }

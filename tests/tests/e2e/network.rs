@@ -32,7 +32,7 @@ JSON
 "#;
 
 /// `connect NUMBER NAMESPACE MTU`: an interface `eth<NUMBER>` for a namespace (a name or a pid),
-/// 10.77.<NUMBER>.2 and fd77:<NUMBER>::2, whose other end is the machine's, with .1 and ::1.
+/// `10.77.<NUMBER>.2` and `fd77:<NUMBER>::2`, whose other end is the machine's, at 1.
 const CONNECT: &str = r#"
 connect() {
     inside() { if [ -e /run/netns/$ns ]; then ip -n $ns "$@"; else nsenter -t $ns -n ip "$@"; fi }
