@@ -190,9 +190,8 @@ mod tests {
     fn log(lines: usize) -> (tempfile::TempDir, std::path::PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("container-json.log");
-        let text: String = (0..lines)
-            .map(|n| format!("{{\"log\":\"line {n}\\n\",\"stream\":\"stdout\",\"time\":\"t\"}}\n"))
-            .collect();
+        let record = |n| format!(r#"{{"log":"line {n}\n","stream":"stdout","time":"t"}}"#) + "\n";
+        let text = (0..lines).map(record).collect::<Vec<_>>().concat();
         std::fs::write(&path, text).unwrap();
         (directory, path)
     }

@@ -237,13 +237,13 @@ mod tests {
                 .open(fifos.paths(false).stdout)
                 .unwrap();
             let ends = fifos.into_ends();
-            let thread = std::thread::spawn(move || writer.write_all(&[7; 300_000]).unwrap());
+            let thread = std::thread::spawn(move || writer.write_all(&vec![7; 300_000]).unwrap());
             let mut output = Vec::new();
             copy_output(ends.stdout.unwrap(), &mut output)
                 .await
                 .unwrap();
             thread.join().unwrap();
-            assert_eq!(output, [7; 300_000]);
+            assert_eq!(output, vec![7; 300_000]);
         });
         let left = std::fs::read_dir(parent.path())
             .unwrap()
@@ -275,7 +275,7 @@ mod tests {
                 .write(true)
                 .open(fifos.paths(false).stdout)
                 .unwrap();
-            let thread = std::thread::spawn(move || writer.write_all(&[7; 300_000]).unwrap());
+            let thread = std::thread::spawn(move || writer.write_all(&vec![7; 300_000]).unwrap());
             copy_output(fifos.into_ends().stdout.unwrap(), Closed)
                 .await
                 .unwrap();

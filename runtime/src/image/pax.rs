@@ -111,7 +111,7 @@ mod tests {
 
     fn record(key: &str, value: &[u8]) -> Vec<u8> {
         let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
-        let digits = (1..)
+        let digits = (1..20)
             .find(|n| (body.len() + n).to_string().len() == *n)
             .unwrap();
         [(body.len() + digits).to_string().as_bytes(), &body[..]].concat()

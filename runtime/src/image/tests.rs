@@ -38,7 +38,7 @@ impl Tar {
         let mut data = Vec::new();
         for (key, value) in records {
             let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
-            let digits = (1..)
+            let digits = (1..20)
                 .find(|n| (body.len() + n).to_string().len() == *n)
                 .unwrap();
             data.extend((body.len() + digits).to_string().bytes().chain(body));
@@ -147,7 +147,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
+        text += ": ";
+        text += &error.to_string();
         source = error.source();
     }
     text
@@ -164,7 +165,7 @@ fn sparse_bomb() -> Vec<u8> {
 fn huge_pax_header() -> Vec<u8> {
     let mut tar = Tar::default();
     tar.raw(EntryType::XHeader, "pax", "", b"", |header| {
-        header.set_size(1 << 40)
+        header.set_size(1 << 40);
     });
     tar.end()
 }
@@ -172,7 +173,7 @@ fn huge_pax_header() -> Vec<u8> {
 fn huge_long_name() -> Vec<u8> {
     let mut tar = Tar::default();
     tar.raw(EntryType::GNULongName, "name", "", b"", |header| {
-        header.set_size(1 << 40)
+        header.set_size(1 << 40);
     });
     tar.end()
 }
@@ -224,6 +225,7 @@ fn zero_bomb_after_the_end() -> Vec<u8> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn hostile_archives_are_refused_and_leave_nothing() {
     let link = EntryType::Symlink;
     let hard = EntryType::Link;
@@ -545,7 +547,7 @@ fn layers_are_shared_and_whiteouts_hide() {
 fn a_layer_that_leans_on_others_keeps_their_attributes() {
     let mut base = Tar::default();
     base.raw(EntryType::Directory, "tmp", "", b"", |header| {
-        header.set_mode(0o1777)
+        header.set_mode(0o1777);
     });
     let base = base.file("bin", b"tool").end();
     let top = Tar::default()

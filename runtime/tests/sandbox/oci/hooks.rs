@@ -80,7 +80,7 @@ fn a_network_namespace_is_there_before_the_container() {
         "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"],
     });
     engine.spec(&["sleep"], |spec| {
-        spec["hooks"]["createRuntime"] = json!([hook])
+        spec["hooks"]["createRuntime"] = json!([hook]);
     });
     engine.create().ok();
     let seen = std::fs::read_to_string(engine.path("netns")).unwrap();
@@ -114,7 +114,7 @@ fn a_failure_after_the_start_ends_the_container() {
     adopt();
     let engine = Engine::new("ok");
     engine.spec(&["sleep"], |spec| {
-        spec["hooks"]["poststart"] = json!([failing()])
+        spec["hooks"]["poststart"] = json!([failing()]);
     });
     engine.create().ok();
     engine.run(&["start", "box"]).fails(1, "poststart hook #0");

@@ -67,10 +67,10 @@ fn frames_wait_in_the_queue_while_the_tap_is_full_and_none_is_lost() {
     let (tap, other) = full_tap();
     let (mut sent, mut full) = (0, 0);
     loop {
-        let transmitted = transmitter.serve(&memory, Some(&tap)).unwrap();
+        let progress = transmitter.serve(&memory, Some(&tap)).unwrap();
         let now = take_all(&other);
         sent += now;
-        match transmitted {
+        match progress {
             Transmitted::Drained => break,
             Transmitted::More => {}
             Transmitted::Full => {
