@@ -99,6 +99,9 @@ pub fn prepare_guest() -> Result<()> {
         maximum: Some(FILES_MAX),
     };
     setrlimit(Resource::Nofile, files).or_fail(|| "raise the limit of open files")?;
+    // A container may ask for more memory than the guest has, as it may on a large host: what it uses
+    // is what counts, and its cgroup's limit is what ends it.
+    fs::write("/proc/sys/vm/overcommit_memory", "1").or_fail(|| "promise memory freely")?;
     // Losing the agent would lose every container.
     fs::write("/proc/self/oom_score_adj", "-1000").or_fail(|| "protect the agent from OOM")
 }
