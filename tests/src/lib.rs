@@ -10,6 +10,7 @@ mod engine;
 mod lazaret;
 mod leftovers;
 mod machine;
+mod oci;
 mod outcome;
 mod probe;
 mod terminal;
@@ -19,6 +20,7 @@ pub use command::Cmd;
 pub use engine::{Engine, Kind};
 pub use lazaret::Lazaret;
 pub use machine::Machine;
+pub use oci::{Bundle, Oci};
 pub use outcome::Outcome;
 pub use terminal::Terminal;
 

@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod network;
+mod oci;
 mod stdio;
 mod terminal;
 mod volumes;

@@ -1,9 +1,12 @@
-//! What tests run inside containers, where an image may hold nothing but itself: file-system
-//! checks, many files, a stream of bytes that can be told from any other. Linked statically.
+//! What tests run where an image or a machine may hold nothing but itself: file-system checks, many
+//! files, a stream of bytes that can be told from any other; what engines do beside a runtime. Linked
+//! statically.
 
+mod console;
 mod files;
 mod init;
 mod posix;
+mod reap;
 mod stream;
 
 use std::path::Path;
@@ -11,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 const USAGE: &str = "probe posix DIR | locked FILE | files-make DIR N | files-check DIR N \
-    | stream BYTES | memory MIB";
+    | stream BYTES | memory MIB | reap PIDFILE COMMAND… | console SOCKET ROWS COLUMNS";
 
 fn main() -> anyhow::Result<()> {
     if std::process::id() == 1 && Path::new(init::BEHAVIOUR).exists() {
@@ -24,6 +27,10 @@ fn main() -> anyhow::Result<()> {
         ["locked", file] => posix::locked(Path::new(file)),
         ["files-make", directory, count] => files::make(Path::new(directory), number(count)?),
         ["files-check", directory, count] => files::check(Path::new(directory), number(count)?),
+        ["reap", pid_file, ref command @ ..] => reap::wait_for(Path::new(pid_file), command),
+        ["console", socket, rows, columns] => {
+            console::relay(Path::new(socket), rows.parse()?, columns.parse()?)
+        }
         ["stream", bytes] => stream::write(number(bytes)?),
         ["memory", mib] => stream::touch_memory(number(mib)?),
         _ => bail!("usage: {USAGE}"),
