@@ -17,7 +17,7 @@ mod terminal;
 
 pub use background::Background;
 pub use command::Cmd;
-pub use engine::{Engine, Kind};
+pub use engine::{Engine, Kind, setup};
 pub use lazaret::Lazaret;
 pub use machine::Machine;
 pub use oci::{Bundle, Oci};

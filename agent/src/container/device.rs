@@ -130,7 +130,7 @@ fn make_node(root: &Root, node: &Node) -> Result<()> {
     let mode = Mode::from_raw_mode(node.mode);
     match mknodat(&directory, &name, node.kind, mode, node.device) {
         Ok(()) => {}
-        Err(Errno::EXIST) => return check_existing(directory.as_fd(), &name, node),
+        Err(Errno::EXIST) => return use_existing(root, directory.as_fd(), &name, node),
         // Root of a user namespace makes no devices: the guest's own is shown.
         Err(Errno::PERM) => return bind_guests(root, node),
         Err(error) => return Err(error).or_fail(doing),
@@ -159,14 +159,22 @@ fn bind_guests(root: &Root, node: &Node) -> Result<()> {
     attach(guests.as_fd(), place.as_fd()).or_fail(doing)
 }
 
-/// A node that an image or an earlier entry has made must be the one asked for.
-fn check_existing(directory: BorrowedFd<'_>, name: &std::ffi::OsStr, node: &Node) -> Result<()> {
+/// A node that an image or an earlier entry has made must be the one asked for. A file in its place
+/// is where an earlier container on the same root had the guest's device, or an image without rights
+/// to make devices meant one to be.
+fn use_existing(
+    root: &Root,
+    directory: BorrowedFd<'_>,
+    name: &std::ffi::OsStr,
+    node: &Node,
+) -> Result<()> {
     let doing = || format!("look at device {}", node.path.display());
     let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).or_fail(doing)?;
-    if FileType::from_raw_mode(stat.st_mode) == node.kind && stat.st_rdev == node.device {
-        return Ok(());
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => bind_guests(root, node),
+        kind if kind == node.kind && stat.st_rdev == node.device => Ok(()),
+        _ => Err(another_thing(node)),
     }
-    Err(another_thing(node))
 }
 
 fn another_thing(node: &Node) -> Failure {

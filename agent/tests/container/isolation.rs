@@ -75,6 +75,18 @@ async fn devices_of_every_type_are_made() {
     assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
 }
 
+/// What a container leaves on a root without a /dev of its own serves the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_are_shown_on_files_in_their_places() {
+    require_root!();
+    let proc = json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+    let container = Box::sh("stat -c %t:%T /dev/full; cat /dev/null").set("/mounts", proc);
+    std::fs::write(container.root().join("dev/full"), "").unwrap();
+    std::fs::write(container.root().join("dev/null"), "not empty").unwrap();
+    let outcome = container.run().await;
+    assert_eq!(outcome.stdout, "1:7\n", "{}", outcome.stderr);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn device_rules_are_enforced() {
     require_root!();

@@ -4,8 +4,9 @@
 //! Engines belong to the lab: on a machine with KVM of its own these tests run only where somebody
 //! has given the engines a runtime called `lazaret`.
 
+pub mod setup;
+
 use std::io::Write;
-use std::sync::OnceLock;
 
 use crate::command::Cmd;
 use crate::lazaret::Lazaret;
@@ -14,40 +15,6 @@ use crate::outcome::Outcome;
 
 /// Names another OCI runtime that the engines know (`runc`) to run the same tests against.
 const RUNTIME: &str = "LAZARET_E2E_RUNTIME";
-
-/// Settings that a lab without systemd needs, the runtime, and images for both engines' stores.
-const SETTINGS: &str = r#"
-set -e
-mkdir -p /etc/docker /etc/containers/containers.conf.d
-cat >/etc/docker/daemon.json <<'JSON'
-{
-  "exec-opts": ["native.cgroupdriver=cgroupfs"],
-  "storage-driver": "overlay2",
-  "shutdown-timeout": 60,
-  "runtimes": { "lazaret": { "path": "/usr/bin/lazaret-oci" } }
-}
-JSON
-cat >/etc/containers/containers.conf.d/lazaret.conf <<'TOML'
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-[engine.runtimes]
-lazaret = ["/usr/bin/lazaret-oci"]
-TOML
-echo '{"default": [{"type": "insecureAcceptAnything"}]}' >/etc/containers/policy.json
-"#;
-
-/// Starts dockerd (which starts containerd) where none answers, and waits until it does.
-const START_DOCKER: &str = r"
-if ! docker version >/dev/null 2>&1; then
-    setsid dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
-    daemon=$!
-    until docker version >/dev/null 2>&1; do
-        kill -0 $daemon || { tail -n 20 /var/log/dockerd.log >&2; exit 1; }
-        sleep 0.5
-    done
-fi
-";
 
 /// Which engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +53,9 @@ impl<'a> Engine<'a> {
                 return None;
             }
         }
-        ready(lazaret, kind);
+        if let Err(error) = setup::ready(lazaret.machine(), kind) {
+            panic!("{}: {error:#}", kind.name());
+        }
         Some(Self {
             lazaret,
             kind,
@@ -195,13 +164,9 @@ impl<'a> Engine<'a> {
     /// Loads the image `debian`: a database, a web server, apt with packages to install.
     #[track_caller]
     pub fn with_debian(&self) {
-        let engine = self.kind.name();
-        let load = format!(
-            "{engine} image inspect debian >/dev/null 2>&1 || \
-             zstd -dc /usr/share/lab/debian.tar.zst | {engine} import - debian:latest >/dev/null"
-        );
-        let loaded = self.lazaret.sh_cmd(&load).deadline(900).output();
-        loaded.status(0);
+        if let Err(error) = setup::debian(self.lazaret.machine(), self.kind) {
+            panic!("{}: {error:#}", self.kind.name());
+        }
     }
 
     /// Removes containers at the end of a test, whatever state they are in.
@@ -231,27 +196,4 @@ impl Drop for Engine<'_> {
         let said = self.lazaret.sh_cmd(&state).output().text();
         writeln!(std::io::stderr(), "--- {engine}\n{said}").ok();
     }
-}
-
-/// Once for each engine in a run of the tests.
-#[track_caller]
-fn ready(lazaret: &Lazaret, kind: Kind) {
-    static DOCKER: OnceLock<()> = OnceLock::new();
-    static PODMAN: OnceLock<()> = OnceLock::new();
-    let (once, start) = match kind {
-        Kind::Docker => (&DOCKER, START_DOCKER),
-        Kind::Podman => (&PODMAN, ""),
-    };
-    once.get_or_init(|| {
-        let engine = kind.name();
-        let settings = match lazaret.machine() {
-            Machine::Host => "set -e",
-            Machine::Lab(_) => SETTINGS,
-        };
-        let image = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/busybox-image");
-        lazaret.sh(&format!(
-            "{settings}\n{start}\n{engine} image inspect busybox >/dev/null 2>&1 || {{
-                file=$(mktemp); {image} $file; {engine} load -q -i $file; rm $file; }}"
-        ));
-    });
 }
