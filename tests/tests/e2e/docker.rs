@@ -15,7 +15,7 @@ macro_rules! docker {
 
 /// Docker's default profile is in force unless it is asked to go, and refuses what it should.
 #[test]
-#[ignore = "seen with runc, not yet with lazaret-oci"]
+#[ignore = "half a minute in the lab: make test-full"]
 fn seccomp_profile_is_in_force() {
     let lazaret = start!("docker-seccomp");
     let docker = docker!(lazaret);
@@ -30,7 +30,7 @@ fn seccomp_profile_is_in_force() {
 }
 
 #[test]
-#[ignore = "seen with runc, not yet with lazaret-oci"]
+#[ignore = "half a minute in the lab: make test-full"]
 fn init_of_docker_reaps_and_passes_signals() {
     let lazaret = start!("docker-init");
     let docker = docker!(lazaret);
@@ -47,7 +47,7 @@ fn init_of_docker_reaps_and_passes_signals() {
 }
 
 #[test]
-#[ignore = "seen with runc, not yet with lazaret-oci"]
+#[ignore = "half a minute in the lab: make test-full"]
 fn health_is_checked_in_the_container() {
     let lazaret = start!("docker-health");
     let docker = docker!(lazaret);
@@ -73,14 +73,19 @@ fn health_is_checked_in_the_container() {
 
 /// Streams of the container and of `attach` are one.
 #[test]
-#[ignore = "seen with runc, not yet with lazaret-oci"]
+#[ignore = "half a minute in the lab: make test-full"]
 fn attach_reaches_the_process() {
     let lazaret = start!("docker-attach");
     let docker = docker!(lazaret);
     let name = lazaret.container("a");
     let script = "echo ready; read line; echo got $line; exit 6";
     docker.detached(&name, ["-i", "busybox", "sh", "-c", script]);
-    let attached = docker.cmd(["attach", &name]).stdin("a line\n").output();
+    // Docker lets go of the output when the input ends: it is held until the answer is there.
+    let attach = format!(
+        "{{ echo a line; until docker logs {name} | grep -q got; do sleep 0.1; done; }} |
+        docker attach {name}"
+    );
+    let attached = lazaret.sh_cmd(&attach).output();
     attached.status(6).stdout_contains("got a line");
     docker.call(["logs", &name]).stdout("ready\ngot a line\n");
     docker.remove([&name]);
@@ -89,7 +94,7 @@ fn attach_reaches_the_process() {
 /// Two containers of a network: names, pings and TCP both ways, also while one of them is in a
 /// second network, which it joins and leaves as it runs.
 #[test]
-#[ignore = "seen with runc, not yet with lazaret-oci"]
+#[ignore = "half a minute in the lab: make test-full"]
 fn containers_talk_both_ways_while_networks_come_and_go() {
     let lazaret = start!("docker-networks");
     let docker = docker!(lazaret);
@@ -138,7 +143,7 @@ fn containers_talk_both_ways_while_networks_come_and_go() {
 
 /// The daemon goes and comes back: the container runs on, and its end is heard.
 #[test]
-#[ignore = "seen with runc, not yet with lazaret-oci"]
+#[ignore = "half a minute in the lab: make test-full"]
 fn container_outlives_the_daemon() {
     let lazaret = start!("docker-live-restore");
     let docker = docker!(lazaret);
