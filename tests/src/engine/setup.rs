@@ -16,7 +16,7 @@ cat >/etc/docker/daemon.json <<'JSON'
   "shutdown-timeout": 60,
   "runtimes": {
     "lazaret": { "path": "/usr/bin/lazaret-oci" },
-    "runsc": { "path": "/usr/bin/runsc", "runtimeArgs": ["--platform=kvm"] }
+    "runsc": { "path": "/usr/bin/runsc", "runtimeArgs": ["--platform=kvm", "--network=none"] }
   }
 }
 JSON

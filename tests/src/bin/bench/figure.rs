@@ -29,6 +29,20 @@ impl Figure {
         }
     }
 
+    /// A figure of lazaret's or of a peer's.
+    pub(crate) fn of(
+        subject: &'static str,
+        name: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+    ) -> Self {
+        Self {
+            subject,
+            peer: subject != "lazaret",
+            ..Self::own(name, value, unit)
+        }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "name": self.name,
@@ -71,7 +85,7 @@ pub(crate) fn table(figures: &[Figure]) -> String {
         ..
     } in figures
     {
-        let digits = usize::from(*unit != "exits");
+        let digits = usize::from(*unit != "exits" && *value < 10_000.0);
         writeln!(
             table,
             "{name:width$}  {subject:8}  {value:>10.digits$}  {unit}"

@@ -1,15 +1,21 @@
 //! Measures what lazaret costs, beside runc, crun and gVisor on the same root file system in the
-//! same run: time to a ready agent, time of `run … true`, host memory of an idle sandbox, VM exits.
-//! Prints a table and writes `target/bench/latest.json`.
+//! same run: time to a ready agent, time of `run … true` and `docker run`, host memory of an idle
+//! sandbox, VM exits, TCP, files and disks. Prints a table and writes
+//! `target/bench/latest.json`. Arguments, if there are any, are the groups to measure.
 
+mod clock;
+mod docker;
 mod figure;
+mod files;
+mod network;
 mod peers;
 mod sandbox;
 
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
+use clock::Clock;
 use figure::{Figure, median};
 use lazaret_tests::Machine;
 
@@ -19,19 +25,34 @@ const RUNS: usize = 7;
 /// Runs before those: caches are to be warm.
 const WARM_UP: usize = 2;
 
+type Measure = fn(&Machine, Clock) -> anyhow::Result<Vec<Figure>>;
+
+const GROUPS: [(&str, Measure); 5] = [
+    ("sandbox", sandbox::measure),
+    ("run", peers::measure),
+    ("docker", docker::measure),
+    ("network", network::measure),
+    ("files", files::measure),
+];
+
 fn main() -> anyhow::Result<()> {
     let machine = Machine::find().map_err(|reason| anyhow!(reason))?;
-    let unit = match (machine, machine.counts_instructions()) {
-        (_, true) => "lab ms",
-        (Machine::Host, false) => "ms",
-        (Machine::Lab(_), false) => "emulated ms",
-    };
-    let mut figures = sandbox::measure(machine, unit)?;
-    figures.extend(peers::measure(machine, unit)?);
+    let clock = Clock::of(machine);
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    for name in &wanted {
+        let known = GROUPS.iter().any(|(group, _)| name == group);
+        ensure!(known, "no figures called {name:?}");
+    }
+    let mut figures = Vec::new();
+    for (group, measure) in GROUPS {
+        if wanted.is_empty() || wanted.iter().any(|name| name == group) {
+            figures.extend(measure(machine, clock).context(group)?);
+        }
+    }
 
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{}", figure::table(&figures))?;
-    if unit == "lab ms" {
+    if clock == Clock::Instructions {
         writeln!(
             stdout,
             "lab ms: a million instructions of the emulated processor, host and guest together"

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use lazaret_tests::Machine;
 
+use crate::clock::Clock;
 use crate::figure::Figure;
 use crate::time;
 
@@ -20,7 +21,8 @@ const PEERS: [(&str, &str); 3] = [
     ),
 ];
 
-pub(crate) fn measure(machine: &Machine, unit: &'static str) -> anyhow::Result<Vec<Figure>> {
+pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Figure>> {
+    let unit = clock.milliseconds();
     make_bundle(machine).context("bundle for the other runtimes")?;
     let own = time(machine, "lazaret run --rm busybox true").context("lazaret")?;
     let mut figures = vec![Figure::own(NAME, own, unit)];

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use lazaret_tests::Machine;
 
+use crate::clock::Clock;
 use crate::figure::{Figure, median};
 use crate::{RUNS, WARM_UP};
 
@@ -29,7 +30,8 @@ lazaret rm $id >/dev/null
 cat <&3
 "#;
 
-pub(crate) fn measure(machine: &Machine, unit: &'static str) -> anyhow::Result<Vec<Figure>> {
+pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Figure>> {
+    let unit = clock.milliseconds();
     let mut boots = Vec::new();
     let mut last = String::new();
     for run in 0..WARM_UP + RUNS {
