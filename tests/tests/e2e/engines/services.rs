@@ -11,7 +11,7 @@ super::for_both! {
 
 const DATABASE: &str =
     "set -e; cd /; bin=$(echo /usr/lib/postgresql/*/bin); data=/var/lib/postgresql/e2e
-    mkdir -p $data; chown postgres: $data; chmod 700 $data
+    mkdir -p $data /run/postgresql; chown postgres: $data /run/postgresql; chmod 700 $data
     [ -s $data/PG_VERSION ] || su postgres -c \"$bin/initdb --auth=trust $data\"
     echo \"listen_addresses = '*'\" >>$data/postgresql.conf
     echo 'host all all all trust' >>$data/pg_hba.conf
@@ -50,7 +50,8 @@ fn database_keeps_its_data(engine: &Engine) {
         );
         let ready = format!(
             "until {kind} exec {name} pg_isready -q -h localhost; do
-                [ \"$({kind} inspect --format '{{{{.State.Running}}}}' {name})\" = true ] || exit 1; sleep 2; done"
+                [ \"$({kind} inspect --format '{{{{.State.Running}}}}' {name})\" = true ] ||
+                    {{ {kind} logs {name} >&2; exit 1; }}; sleep 2; done"
         );
         let came = lazaret.sh_cmd(&ready).deadline(900).output();
         came.status(0);
