@@ -171,9 +171,7 @@ impl Lazaret {
     /// Puts the static `probe` program into the test's directory and gives its path.
     #[track_caller]
     pub fn probe(&self) -> String {
-        let directory = self.scratch();
-        self.machine.put(probe::program(), &directory);
-        format!("{directory}/probe")
+        probe::put(self.machine, &self.scratch())
     }
 
     /// The same program's bytes.

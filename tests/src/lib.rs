@@ -12,7 +12,7 @@ mod leftovers;
 mod machine;
 mod oci;
 mod outcome;
-mod probe;
+pub mod probe;
 mod terminal;
 
 pub use background::Background;

@@ -4,12 +4,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use crate::machine::Machine;
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The path of the program on this machine.
 pub(crate) fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(build)
+}
+
+/// Puts the program into a directory of the machine and gives its path there.
+pub fn put(machine: &Machine, directory: &str) -> String {
+    machine.put(program(), directory);
+    format!("{directory}/probe")
 }
 
 /// Linked statically, for it has to run in any image; so not the one that cargo built for tests.

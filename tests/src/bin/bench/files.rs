@@ -34,26 +34,25 @@ const PLACES: [Place; 2] = [
     Place {
         name: "volume",
         option: "-v $directory:/data",
-        file: "--filename=/data/file --size=64m --direct=0",
+        file: "--filename=/data/file --size=32m --direct=0",
     },
     Place {
         name: "block device",
         option: "--device=$device:/dev/bench",
-        file: "--filename=/dev/bench --size=64m --direct=1",
+        file: "--filename=/dev/bench --size=32m --direct=1",
     },
 ];
 
 const SET_UP: &str = "set -e
 directory=$(mktemp -d -p /dev/shm)
-head -c 64M /dev/zero >$directory/disk
-head -c 64M /dev/zero >$directory/file
+head -c 32M /dev/zero >$directory/disk
+head -c 32M /dev/zero >$directory/file
 device=$(losetup --find --show $directory/disk)
 trap 'losetup --detach $device; rm -rf $directory' EXIT
 ";
 
 pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Figure>> {
     setup::ready(machine, Kind::Docker).context("Docker")?;
-    setup::debian(machine, Kind::Docker).context("image debian")?;
     let mut figures = Vec::new();
     for place in &PLACES {
         for runtime in RUNTIMES {
@@ -67,7 +66,7 @@ pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Fig
     Ok(figures)
 }
 
-/// One container does all jobs. It has the machine's own programs, for its image has no fio.
+/// One container does all jobs, with the machine's own fio.
 fn script(place: &Place, runtime: &str) -> String {
     let Place { option, file, .. } = place;
     let jobs: Vec<_> = JOBS
@@ -75,7 +74,7 @@ fn script(place: &Place, runtime: &str) -> String {
         .map(|(job, _, size)| {
             // Enough random blocks for a figure; of the whole file the lab would take minutes.
             let amount = if size.ends_with('k') {
-                "--io_size=8m"
+                "--io_size=4m"
             } else {
                 ""
             };
@@ -87,8 +86,8 @@ fn script(place: &Place, runtime: &str) -> String {
         .collect();
     let jobs = jobs.join(" && ");
     format!(
-        "{SET_UP}docker run --rm --network=none --runtime={runtime} -v /usr:/usr:ro {option} \
-         debian sh -c '{jobs}'"
+        "{SET_UP}docker run --rm --network=none --runtime={runtime} -v /usr:/usr:ro \
+         -v /usr/lib64:/lib64:ro {option} busybox sh -c '{jobs}'"
     )
 }
 

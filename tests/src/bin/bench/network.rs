@@ -1,49 +1,40 @@
 //! TCP between a container of Docker's default network and the host: lazaret's tap against the veth
-//! pair of a runc container, both ways, by qperf.
-
-use std::fmt::Write;
+//! pair of a runc container, both ways.
 
 use anyhow::Context;
-use lazaret_tests::{Kind, Machine, setup};
+use lazaret_tests::{Kind, Machine, probe, setup};
 
 use crate::clock::Clock;
 use crate::figure::Figure;
 
 const RUNTIMES: [&str; 2] = ["lazaret", "runc"];
 
-/// Seconds of the machine's clock for each measurement.
-const SECONDS: u32 = 2;
+const DIRECTORY: &str = "/var/tmp/lazaret-bench";
 
-/// Prints `from to test value`, in bytes a second and microseconds. The container has the machine's
-/// own programs, for its image has no qperf. Who has the server is told what to send by the client.
-const OBSERVE: &str = r#"set -e
-name=lazaret-bench
-container() { docker run --rm --runtime=$runtime --name=$name -v /usr:/usr:ro "$@"; }
-figures() { sed -n 's/^ *\(bw\|latency\) *= *\([0-9,.]*\).*/\1 \2/p' | tr -d , | sed "s/^/$1 /"; }
-host=$(docker network inspect --format '{{range .IPAM.Config}}{{.Gateway}}{{end}}' bridge)
-qperf >/dev/null & server=$!
-trap 'kill $server; docker rm -f $name >/dev/null 2>&1 || true' EXIT
-container debian qperf -uu -t $seconds $host tcp_bw tcp_lat | figures container-to-host
-kill $server; wait $server || true
-container -d debian qperf >/dev/null
-address=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' $name)
-until qperf -t 1 $address conf >/dev/null 2>&1; do docker inspect $name >/dev/null; done
-qperf -uu -t $seconds $address tcp_bw | figures host-to-container
-docker rm -f $name >/dev/null
-trap - EXIT
-"#;
+/// What goes each way, and the bytes that are waited for.
+const BYTES: u32 = 32 << 20;
+const ROUNDS: u32 = 500;
+
+/// The container is the client, the host serves at the network's gateway.
+const OBSERVE: &str = r"set -e
+address=$(docker network inspect --format '{{range .IPAM.Config}}{{.Gateway}}{{end}}' bridge):5201
+coproc server { exec $probe tcp-serve $address; }
+trap 'kill $server_PID' EXIT
+read -r listening <&${server[0]}
+docker run --rm --runtime=$runtime -v $probe:/probe:ro busybox /probe tcp-measure $address $bytes $rounds
+";
 
 pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Figure>> {
     setup::ready(machine, Kind::Docker).context("Docker")?;
-    setup::debian(machine, Kind::Docker).context("image debian")?;
+    let probe = probe::put(machine, DIRECTORY);
     let mut figures = Vec::new();
     for runtime in RUNTIMES {
-        let mut script = String::new();
-        writeln!(script, "runtime={runtime} seconds={SECONDS}")?;
-        script += OBSERVE;
+        let script =
+            format!("runtime={runtime} probe={probe} bytes={BYTES} rounds={ROUNDS}\n{OBSERVE}");
         let observed = machine.shell(&script).context(runtime)?;
         figures.extend(read(runtime, &observed, clock)?);
     }
+    machine.shell(&format!("rm -r {DIRECTORY}"))?;
     Ok(figures)
 }
 
@@ -63,12 +54,12 @@ fn read(runtime: &'static str, observed: &str, clock: Clock) -> anyhow::Result<V
         ))
     };
     Ok(vec![
-        throughput("TCP, container to host", "container-to-host bw")?,
-        throughput("TCP, host to container", "host-to-container bw")?,
+        throughput("TCP, container to host", "sent ")?,
+        throughput("TCP, host to container", "received ")?,
         Figure::of(
             runtime,
             "TCP, one way of a byte",
-            value("container-to-host latency")?,
+            value("latency ")?,
             clock.microseconds(),
         ),
     ])
@@ -79,11 +70,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_of_qperf_are_read() {
-        let observed = "container-to-host bw 2097152\ncontainer-to-host latency 1500\nhost-to-container bw 1048576\n";
+    fn figures_of_the_probe_are_read() {
+        let observed = "sent 2097152.0\nreceived 1048576.0\nlatency 1500.0\n";
         let figures = read("runc", observed, Clock::Time).unwrap();
         let values: Vec<_> = figures.iter().map(|figure| figure.value).collect();
         assert_eq!(values, [2.0, 1.0, 1500.0]);
-        assert!(read("runc", "container-to-host bw 1\n", Clock::Time).is_err());
+        assert!(read("runc", "sent 1\n", Clock::Time).is_err());
     }
 }

@@ -8,13 +8,15 @@ mod init;
 mod posix;
 mod reap;
 mod stream;
+mod tcp;
 
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
 const USAGE: &str = "probe posix DIR | locked FILE | files-make DIR N | files-check DIR N \
-    | stream BYTES | memory MIB | reap PIDFILE COMMAND… | console SOCKET ROWS COLUMNS";
+    | stream BYTES | memory MIB | reap PIDFILE COMMAND… | console SOCKET ROWS COLUMNS \
+    | tcp-serve ADDRESS:PORT | tcp-measure ADDRESS:PORT BYTES ROUNDS";
 
 fn main() -> anyhow::Result<()> {
     if std::process::id() == 1 && Path::new(init::BEHAVIOUR).exists() {
@@ -32,6 +34,10 @@ fn main() -> anyhow::Result<()> {
             console::relay(Path::new(socket), rows.parse()?, columns.parse()?)
         }
         ["stream", bytes] => stream::write(number(bytes)?),
+        ["tcp-serve", address] => tcp::serve(address.parse()?),
+        ["tcp-measure", address, bytes, rounds] => {
+            tcp::measure(address.parse()?, bytes.parse()?, rounds.parse()?)
+        }
         ["memory", mib] => stream::touch_memory(number(mib)?),
         _ => bail!("usage: {USAGE}"),
     }
