@@ -11,11 +11,12 @@ bin     := $(DESTDIR)$(PREFIX)/bin
 libexec := $(DESTDIR)$(PREFIX)/libexec/lazaret
 share   := $(DESTDIR)$(PREFIX)/share/lazaret
 
-.PHONY: help deps build kernel agent install demo test test-full bench lint clean
+.PHONY: help deps deps-full build kernel agent install demo test test-full bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make deps      install, through apt, what building and testing needs'
+	@echo 'make deps-full the same for the long tests too'
 	@echo 'make build     build the binaries, the guest kernel and the initramfs'
 	@echo 'make kernel    build the guest kernel, or take it from the cache'
 	@echo 'make install   install what was built (DESTDIR, PREFIX=/usr)'
@@ -28,6 +29,9 @@ help:
 
 deps:
 	@scripts/install-prerequisites
+
+deps-full:
+	@scripts/install-prerequisites --full
 
 build: kernel agent
 	$(CARGO) build --release --package lazaret-vmm --package lazaret-runtime
@@ -57,8 +61,10 @@ demo: deps build
 
 # Unit tests run here; the end-to-end tests drive the installed lazaret, on this machine or in the lab.
 # The full run has those that take minutes on an emulated processor too.
+test: deps
 test-full: full := --include-ignored
-test test-full: deps build
+test-full: deps-full
+test test-full: build
 	$(CARGO) test --workspace --exclude lazaret-tests
 	$(CARGO) test --package lazaret-tests --no-run
 	scripts/with-kvm test scripts/test-with-kvm $(full)

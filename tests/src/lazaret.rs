@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::command::Cmd;
@@ -172,6 +173,12 @@ impl Lazaret {
     #[track_caller]
     pub fn probe(&self) -> String {
         probe::put(self.machine, &self.scratch())
+    }
+
+    /// Copies a file of this machine into a directory of the tests' machine.
+    pub(crate) fn put(&self, file: &Path, directory: &str) {
+        self.sh(&format!("mkdir -p {directory}"));
+        self.machine.put(file, directory);
     }
 
     /// The same program's bytes.

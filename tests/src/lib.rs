@@ -14,6 +14,7 @@ mod oci;
 mod outcome;
 pub mod probe;
 mod terminal;
+mod validation;
 
 pub use background::Background;
 pub use command::Cmd;
@@ -23,6 +24,7 @@ pub use machine::Machine;
 pub use oci::{Bundle, Oci};
 pub use outcome::Outcome;
 pub use terminal::Terminal;
+pub use validation::{Suite, Verdict};
 
 /// Begins a test, or ends it here, saying so, where neither usable KVM nor a lab is there.
 #[macro_export]

@@ -50,6 +50,10 @@ impl<'a> Oci<'a> {
         }
     }
 
+    pub fn lazaret(&self) -> &'a Lazaret {
+        self.lazaret
+    }
+
     /// The runtime's command.
     pub fn runtime(&self) -> &str {
         &self.runtime

@@ -9,4 +9,5 @@ mod lifecycle;
 mod process;
 mod resources;
 mod terminal;
+mod validation;
 mod verbs;
