@@ -75,8 +75,9 @@ bench: deps build
 
 lint:
 	$(CARGO) fmt --all --check
+	scripts/check-conformance
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck scripts/* guest-kernel/build .ci/run \
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/* guest-kernel/build .ci/run tests/runtime-tools/build \
 	    tests/lab/lab tests/lab/image tests/lab/guest/*-init; else echo 'shellcheck is not installed: skipped'; fi
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo 'cargo-deny is not installed: skipped'; fi
 
