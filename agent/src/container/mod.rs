@@ -24,6 +24,7 @@ mod process;
 mod rootfs;
 mod scheduling;
 mod seccomp;
+mod security_module;
 mod spawn;
 mod spec;
 mod stage;
@@ -53,8 +54,8 @@ pub use stage::{is_stage, run as run_stage};
 
 use self::input::{Identity, Inherited, Joining};
 use self::process::Launch;
+use self::security_module::Lsm;
 use self::spawn::PidNamespace;
-use self::spec::Lsm;
 use self::user_namespace::{Mappings, mapped_mounts};
 use crate::cgroup::{self, Cgroup, Stats};
 use crate::failure::{Code, Failure, OrFail, Result};

@@ -10,41 +10,10 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Process, Spec,
 };
 
+use super::security_module::{Lsm, Setting};
 use super::user_namespace::Mappings;
 use super::{mount, sysctl};
 use crate::failure::{Failure, Result};
-
-/// Annotation by which a caller agrees to do without the host's `AppArmor` or `SELinux`
-/// in the guest.
-const IGNORE_LSM: &str = "dev.lazaret.ignore-lsm";
-
-/// What to do about a profile or label of a security module: the guest kernel has
-/// none of those that take them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lsm {
-    Refuse,
-    Ignore,
-}
-
-impl Lsm {
-    pub(crate) fn of(spec: &Spec) -> Self {
-        let annotations = spec.annotations().as_ref();
-        match annotations.and_then(|all| all.get(IGNORE_LSM)) {
-            Some(value) if value == "true" => Self::Ignore,
-            _ => Self::Refuse,
-        }
-    }
-
-    fn check(self, setting: &str, value: Option<&String>, way_out: &str) -> Result<()> {
-        match value.filter(|value| !value.is_empty() && *value != "unconfined") {
-            Some(value) if self == Self::Refuse => Err(Failure::unsupported(format!(
-                "{setting} {value:?} (the microVM confines the container and its kernel has no \
-                 such module: {way_out}, or do without by annotation {IGNORE_LSM}=true)"
-            ))),
-            _ => Ok(()),
-        }
-    }
-}
 
 pub(crate) fn check(spec: &Spec) -> Result<()> {
     let process = spec
@@ -64,20 +33,14 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
     }
     let lsm = Lsm::of(spec);
     check_process(process, lsm)?;
-    let label = linux.mount_label().as_ref();
-    lsm.check("linux.mountLabel", label, LABEL_WAY_OUT)?;
+    lsm.check(Setting::MountLabel, linux.mount_label().as_ref())?;
     check_linux(linux)?;
     sysctl::check(linux)
 }
 
-const LABEL_WAY_OUT: &str = "use --security-opt label=disable";
-const PROFILE_WAY_OUT: &str = "use --security-opt apparmor=unconfined";
-
 pub(crate) fn check_process(process: &Process, lsm: Lsm) -> Result<()> {
-    let profile = process.apparmor_profile().as_ref();
-    lsm.check("process.apparmorProfile", profile, PROFILE_WAY_OUT)?;
-    let label = process.selinux_label().as_ref();
-    lsm.check("process.selinuxLabel", label, LABEL_WAY_OUT)?;
+    lsm.check(Setting::Profile, process.apparmor_profile().as_ref())?;
+    lsm.check(Setting::Label, process.selinux_label().as_ref())?;
     let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     refuse("process.commandLine", named(process.command_line()))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
@@ -198,11 +161,8 @@ mod tests {
     #[test]
     fn unsupported_settings_are_named() {
         let cases = [
-            ("/process/apparmorProfile", json!("docker-default")),
-            (
-                "/process/selinuxLabel",
-                json!("system_u:system_r:container_t:s0"),
-            ),
+            ("/process/apparmorProfile", json!("own-profile")),
+            ("/process/selinuxLabel", json!("u:r:own_t:s0")),
             ("/linux/mountLabel", json!("x")),
             ("/linux/intelRdt", json!({ "closID": "x" })),
             ("/linux/netDevices", json!({ "eth0": {} })),
@@ -226,18 +186,6 @@ mod tests {
         let hooks = json!({ "prestart": hook, "createRuntime": hook, "createContainer": hook,
                             "poststart": hook, "poststop": hook });
         assert_eq!(checked(with("/hooks", hooks)), Ok(()));
-    }
-
-    #[test]
-    fn labels_are_ignored_where_the_caller_agrees() {
-        let mut spec = with("/process/apparmorProfile", json!("docker-default"));
-        spec["linux"]["mountLabel"] = json!("x");
-        spec["annotations"] = json!({ IGNORE_LSM: "true" });
-        assert_eq!(checked(spec), Ok(()));
-        assert_eq!(
-            checked(with("/process/apparmorProfile", json!("unconfined"))),
-            Ok(())
-        );
     }
 
     #[test]

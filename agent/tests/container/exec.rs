@@ -56,7 +56,7 @@ async fn ended_container_takes_no_process() {
 async fn profiles_of_a_security_module_are_refused_unless_the_container_does_without() {
     require_root!();
     let mut confined = process(&["true"]);
-    confined["apparmorProfile"] = json!("docker-default");
+    confined["apparmorProfile"] = json!("own-profile");
     let container = Box::new(&["sleep", "1000"]).started().await;
     let stdio = lazaret_protocol::agent::Stdio::new;
     let result = container
