@@ -4,10 +4,15 @@
 //! The process never gets a socket itself, because a socket cannot be opened again
 //! through /dev/stdout. Each direction has one buffer and reads only when it has
 //! written what it held, so that a slow reader slows the process down and nothing else.
+//!
+//! The host ends a direction by closing its connection. Output that has lost its reader
+//! is read no more. A terminal lives as long as something is copied to or from it: once
+//! the host has closed both connections, its terminal has hung up, and the process's
+//! hangs up too.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use lazaret_protocol::agent::Stdio as Request;
 use rustix::fs::{Mode, OFlags};
@@ -25,7 +30,7 @@ use crate::watched::{Watched, watch};
 /// One pipe full, and the largest vsock packet.
 const CHUNK: usize = 64 * 1024;
 
-type Endpoint = Arc<Watched>;
+pub(crate) type Endpoint = Arc<Watched>;
 
 /// The host's connections of one process.
 #[derive(Debug)]
@@ -73,12 +78,14 @@ impl Connections {
     pub(crate) fn into_terminal(self, master: OwnedFd) -> Result<Stdio> {
         let mut stdio = Stdio::new();
         let master = endpoint(master)?;
-        stdio.terminal = Some(Arc::clone(&master));
+        stdio.terminal = Arc::downgrade(&master);
         if let Some(connection) = self.stdin {
             stdio.copy_input(endpoint(connection)?, Arc::clone(&master));
         }
-        if let Some(connection) = self.stdout {
-            stdio.copy_output(master, endpoint(connection)?);
+        match self.stdout {
+            Some(connection) => stdio.copy_output(master, endpoint(connection)?),
+            // Nobody looks at it, and so nobody can hang up.
+            None => stdio.unseen = Some(master),
         }
         Ok(stdio)
     }
@@ -92,7 +99,9 @@ pub(crate) fn null_fds() -> Result<Vec<OwnedFd>> {
 /// The running copies of one process.
 #[derive(Debug)]
 pub(crate) struct Stdio {
-    terminal: Option<Endpoint>,
+    terminal: Weak<Watched>,
+    /// A terminal without a connection for its output.
+    unseen: Option<Endpoint>,
     exited: watch::Sender<bool>,
     close_stdin: Arc<Notify>,
     input: Option<AbortHandle>,
@@ -103,7 +112,8 @@ pub(crate) struct Stdio {
 impl Stdio {
     fn new() -> Self {
         Self {
-            terminal: None,
+            terminal: Weak::new(),
+            unseen: None,
             exited: watch::Sender::new(false),
             close_stdin: Arc::new(Notify::new()),
             input: None,
@@ -125,8 +135,9 @@ impl Stdio {
         self.drained.get_mut().push(receiver);
     }
 
-    pub(crate) fn terminal(&self) -> Option<&OwnedFd> {
-        self.terminal.as_ref().map(|terminal| terminal.get_ref())
+    /// The terminal, as long as it has not hung up.
+    pub(crate) fn terminal(&self) -> Option<Endpoint> {
+        self.terminal.upgrade()
     }
 
     pub(crate) fn close_stdin(&self) {
@@ -188,6 +199,7 @@ async fn copy_output(
 ) {
     let mut buffer = vec![0_u8; CHUNK];
     let mut drained = Some(drained);
+    let mut byte = [0];
     loop {
         let read = tokio::select! {
             read = read_some(&source, &mut buffer) => read,
@@ -201,6 +213,8 @@ async fn copy_output(
                     read => read.map_err(io::Error::from),
                 }
             }
+            // The host sends nothing here: it has closed its end.
+            _ = read_some(&target, &mut byte) => break,
         };
         match read {
             Ok(length) if length > 0 => {
@@ -305,6 +319,71 @@ mod tests {
                 .map(|_| text)
         });
         assert_eq!(read.await.expect("lives").expect("reads"), "hello");
+    }
+
+    /// The agent's master and the process's peer of a new terminal.
+    fn terminal() -> (OwnedFd, OwnedFd) {
+        use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).expect("a pty");
+        grantpt(&master).expect("granted");
+        unlockpt(&master).expect("unlocked");
+        let peer = ioctl_tiocgptpeer(&master, flags).expect("a peer");
+        (master, peer)
+    }
+
+    #[tokio::test]
+    async fn terminal_hangs_up_once_the_host_has_closed_both_connections() {
+        let (connections, host, input) = connections(true);
+        let (master, peer) = terminal();
+        let stdio = connections.into_terminal(master).expect("a terminal");
+        drop(input);
+        // Input alone may end: there is still somebody to look.
+        let mut host_reader = host.try_clone().expect("duplicate");
+        rustix::io::write(&peer, b"seen").expect("terminal takes it");
+        let seen = tokio::task::spawn_blocking(move || {
+            let mut seen = [0; 4];
+            host_reader.read_exact(&mut seen).map(|()| seen)
+        });
+        assert_eq!(&seen.await.expect("lives").expect("reads"), b"seen");
+        assert!(stdio.terminal().is_some());
+        drop(host);
+        let end = tokio::task::spawn_blocking(move || rustix::io::read(&peer, &mut [0; 8]));
+        // A reader that waits already is told otherwise than one that comes later.
+        let end = end.await.expect("lives");
+        assert!(matches!(end, Ok(0) | Err(Errno::IO)), "{end:?}");
+        assert!(stdio.terminal().is_none());
+    }
+
+    #[tokio::test]
+    async fn terminal_that_nobody_looks_at_does_not_hang_up() {
+        let nobody = Connections {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        };
+        let (master, peer) = terminal();
+        let stdio = nobody.into_terminal(master).expect("a terminal");
+        tokio::task::yield_now().await;
+        assert!(stdio.terminal().is_some());
+        rustix::io::write(&peer, b"unseen").expect("terminal takes it");
+    }
+
+    #[tokio::test]
+    async fn output_without_a_reader_fails_the_next_write() {
+        let (connections, host, _) = connections(false);
+        let (fds, _stdio) = connections.into_pipes().expect("pipes");
+        drop(host);
+        let stdout = fds.into_iter().nth(1).expect("stdout");
+        let broken = tokio::task::spawn_blocking(move || {
+            // Until the agent has heard of it, the pipe takes what fits.
+            loop {
+                if let Err(errno) = rustix::io::write(&stdout, &[0; 4096]) {
+                    return errno;
+                }
+            }
+        });
+        assert_eq!(broken.await.expect("lives"), Errno::PIPE);
     }
 
     #[tokio::test]

@@ -272,7 +272,7 @@ impl Process {
     pub(crate) fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         let terminal = self.stdio.terminal();
         let terminal = terminal.ok_or_else(|| precondition("the process has no terminal"))?;
-        terminal::set_size(terminal, rows, columns)
+        terminal::set_size(terminal.get_ref(), rows, columns)
     }
 
     pub(crate) fn close_stdin(&self) {
