@@ -1,6 +1,7 @@
 //! End to end: what a person does with `lazaret`, on a machine with KVM or in the lab.
 //! One binary, for tests take turns across all subjects.
 
+mod abuse;
 mod archive;
 mod bad_input;
 mod cli;
