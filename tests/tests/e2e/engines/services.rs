@@ -104,7 +104,7 @@ fn web_server_serves_under_load(engine: &Engine) {
     );
     let url = format!("http://{address}/random");
     let bench = [
-        "--rm", "debian", "ab", "-q", "-k", "-n", "2000", "-c", "32", &url,
+        "--rm", "debian", "ab", "-q", "-k", "-n", "300", "-c", "16", &url,
     ];
     let measured = engine.run_cmd(bench).deadline(900).output();
     measured
