@@ -1,7 +1,8 @@
 //! Measures what lazaret costs, beside runc, crun and gVisor on the same root file system in the
 //! same run: time to a ready agent, time of `run … true` and `docker run`, host memory of an idle
 //! sandbox, VM exits, TCP, files and disks. Prints a table and writes
-//! `target/bench/latest.json`. Arguments, if there are any, are the groups to measure.
+//! `target/bench/latest.json`. Arguments, if there are any, are the groups to measure; after
+//! `--keep` the file keeps the figures that it has of others.
 
 mod clock;
 mod docker;
@@ -18,6 +19,7 @@ use anyhow::{Context, anyhow, ensure};
 use clock::Clock;
 use figure::{Figure, median};
 use lazaret_tests::Machine;
+use serde_json::Value;
 
 /// Measured runs of each command; figures are their median.
 const RUNS: usize = 7;
@@ -38,7 +40,9 @@ const GROUPS: [(&str, Measure); 5] = [
 fn main() -> anyhow::Result<()> {
     let machine = Machine::find().map_err(|reason| anyhow!(reason))?;
     let clock = Clock::of(machine);
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    let keep = wanted.first().is_some_and(|option| option == "--keep");
+    wanted.drain(..usize::from(keep));
     for name in &wanted {
         let known = GROUPS.iter().any(|(group, _)| name == group);
         ensure!(known, "no figures called {name:?}");
@@ -59,13 +63,19 @@ fn main() -> anyhow::Result<()> {
         )?;
     }
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/latest.json");
-    write_json(&file, &figures).with_context(|| file.display().to_string())
+    write_json(&file, &figures, keep).with_context(|| file.display().to_string())
 }
 
-fn write_json(file: &Path, figures: &[Figure]) -> anyhow::Result<()> {
+fn write_json(file: &Path, figures: &[Figure], keep: bool) -> anyhow::Result<()> {
     let directory = file.parent().context("it is in a directory")?;
     std::fs::create_dir_all(directory)?;
-    let array: Vec<_> = figures.iter().map(Figure::to_json).collect();
+    let mut array: Vec<Value> = if keep {
+        serde_json::from_slice(&std::fs::read(file)?)?
+    } else {
+        Vec::new()
+    };
+    array.retain(|old| figures.iter().all(|new| old["name"] != new.name.as_str()));
+    array.extend(figures.iter().map(Figure::to_json));
     std::fs::write(file, serde_json::to_string_pretty(&array)? + "\n")?;
     Ok(())
 }
