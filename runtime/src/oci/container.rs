@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
+use ttrpc::Code;
 
 use super::Host;
 use super::failure::OciError;
@@ -89,6 +90,24 @@ impl Container {
     pub(super) async fn connect(&self, host: &Host) -> Result<Task, TaskError> {
         let address = format!("unix://{}", self.task_socket(host).display());
         Task::connect(&address, self.place.sandbox.as_str()).await
+    }
+
+    /// What the failure of a request means: a container that ends takes along whom it
+    /// was asked of, and all that the request needs.
+    pub(super) fn explain(&self, host: &Host, err: OciError) -> OciError {
+        let code = match &err {
+            OciError::Task(task) => task.code(),
+            OciError::Handover(_) => None,
+            _ => return err,
+        };
+        match code {
+            Some(Code::UNAVAILABLE) => OciError::NotRunning,
+            None | Some(Code::FAILED_PRECONDITION | Code::NOT_FOUND) => match self.status(host) {
+                Ok(Status::Stopped) => OciError::NotRunning,
+                _ => err,
+            },
+            Some(_) => err,
+        }
     }
 
     /// Waits for the sandbox process of an ended container to take its leave, so

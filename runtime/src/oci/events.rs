@@ -49,7 +49,7 @@ impl Args {
             self.follow(&task).await
         });
         runtime.shutdown_background();
-        done?;
+        done.map_err(|err| container.explain(host, err))?;
         Ok(ExitCode::SUCCESS)
     }
 

@@ -7,7 +7,6 @@ use super::failure::{Failure, OciError};
 use super::record::Status;
 use super::{Host, runtime};
 use crate::cli::signals;
-use crate::task_client::TaskError;
 
 /// Send a signal to the program of a container
 #[derive(Debug, clap::Args)]
@@ -55,26 +54,11 @@ pub(super) fn kill(
         Ok::<_, OciError>(task.kill("", signal, all).await?)
     });
     runtime.shutdown_background();
-    match sent {
-        Ok(()) => Ok(()),
-        // It has ended between the look and the call.
-        Err(OciError::Task(err)) if err.means_ended() || cannot_be_reached(&err) => {
-            match container.status(host)? {
-                Status::Stopped => Err(OciError::NotRunning.into()),
-                _ if err.means_ended() => Err(OciError::NotRunning.into()),
-                _ => Err(err.into()),
-            }
-        }
-        Err(err) => Err(err.into()),
-    }
-}
-
-fn cannot_be_reached(err: &TaskError) -> bool {
-    matches!(err, TaskError::Connect { .. })
-        || matches!(
-            err.code(),
-            Some(ttrpc::Code::UNAVAILABLE | ttrpc::Code::FAILED_PRECONDITION)
-        )
+    // It may have ended between the look and the call.
+    Ok(sent.map_err(|err| match err {
+        OciError::Task(err) if err.means_ended() => OciError::NotRunning,
+        err => container.explain(host, err),
+    })?)
 }
 
 /// A signal as runc takes it: a number, or a name with or without `SIG`. 0 only

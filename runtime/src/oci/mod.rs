@@ -220,11 +220,11 @@ impl Command {
 }
 
 /// A runtime for one command, on its own thread.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn runtime() -> Result<tokio::runtime::Runtime, failure::OciError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    runtime.map_err(|source| Failure::from(failure::OciError::Runtime(source)))
+    runtime.map_err(failure::OciError::Runtime)
 }
 
 #[cfg(test)]

@@ -31,11 +31,12 @@ impl PauseArgs {
             _ => return Err(OciError::NotRunning.into()),
         }
         let runtime = runtime()?;
-        runtime.block_on(async {
+        let done = runtime.block_on(async {
             let task = container.connect(host).await?;
             Ok::<_, OciError>(task.pause().await?)
-        })?;
+        });
         runtime.shutdown_background();
+        done.map_err(|err| container.explain(host, err))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -47,11 +48,12 @@ impl ResumeArgs {
             return Err(OciError::NotPaused.into());
         }
         let runtime = runtime()?;
-        runtime.block_on(async {
+        let done = runtime.block_on(async {
             let task = container.connect(host).await?;
             Ok::<_, OciError>(task.resume().await?)
-        })?;
+        });
         runtime.shutdown_background();
+        done.map_err(|err| container.explain(host, err))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -61,11 +61,12 @@ impl Args {
             return Ok(ExitCode::SUCCESS);
         }
         let runtime = runtime()?;
-        let processes = runtime.block_on(async {
+        let asked = runtime.block_on(async {
             let task = container.connect(host).await?;
             Ok::<_, OciError>(task.pids().await?)
-        })?;
+        });
         runtime.shutdown_background();
+        let processes = asked.map_err(|err| container.explain(host, err))?;
         let now = SystemTime::now();
         for process in processes {
             let info = process.info.unwrap_or_default();

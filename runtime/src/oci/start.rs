@@ -42,10 +42,9 @@ pub(super) fn start(host: &Host, container: &Container) -> Result<(), Failure> {
     });
     let task = match started {
         Ok(task) => task,
-        // Another command was quicker.
-        Err(err) if err.code() == Some(Code::FAILED_PRECONDITION) => {
+        Err(err) if may_be_late(&err) => {
             must_be_created(container.status(host)?)?;
-            return Err(err.into());
+            return Err(Failure::from(err).context("unable to start container process"));
         }
         Err(err) => return Err(Failure::from(err).context("unable to start container process")),
     };
@@ -58,6 +57,12 @@ pub(super) fn start(host: &Host, container: &Container) -> Result<(), Failure> {
     }
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Another command may have been quicker, to start it or to end it.
+fn may_be_late(err: &TaskError) -> bool {
+    let late = [Code::FAILED_PRECONDITION, Code::UNAVAILABLE];
+    err.code().is_none_or(|code| late.contains(&code))
 }
 
 fn must_be_created(status: Status) -> Result<(), OciError> {

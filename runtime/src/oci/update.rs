@@ -88,11 +88,12 @@ impl Args {
             Status::Creating | Status::Stopped => return Err(OciError::NotRunning.into()),
         }
         let runtime = runtime()?;
-        runtime.block_on(async {
+        let done = runtime.block_on(async {
             let task = container.connect(host).await?;
             Ok::<_, OciError>(task.update(&resources).await?)
-        })?;
+        });
         runtime.shutdown_background();
+        done.map_err(|err| container.explain(host, err))?;
         Ok(ExitCode::SUCCESS)
     }
 

@@ -241,6 +241,12 @@ impl Sandbox {
         });
     }
 
+    /// Without its agent a microVM is of no use, and ends. Returns why.
+    pub async fn lost_agent(&self) -> SandboxError {
+        self.fail(Fault::AgentLost);
+        SandboxError::Ended(self.ended().await.to_string())
+    }
+
     async fn failed(&self) -> Fault {
         let mut fault = self.fault.subscribe();
         loop {

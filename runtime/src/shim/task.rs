@@ -47,7 +47,15 @@ impl TaskService {
         T: Send + 'static,
         F: Future<Output = Result<T, SandboxError>> + Send + 'static,
     {
-        match tokio::spawn(call(Arc::clone(&self.sandbox))).await {
+        let sandbox = Arc::clone(&self.sandbox);
+        let done = call(Arc::clone(&sandbox));
+        let explained = async move {
+            match done.await {
+                Err(SandboxError::Agent(AgentError::Lost)) => Err(sandbox.lost_agent().await),
+                result => result,
+            }
+        };
+        match tokio::spawn(explained).await {
             Ok(result) => result.map_err(|err| status(&err)),
             Err(err) => Err(get_rpc_status(Code::INTERNAL, err)),
         }

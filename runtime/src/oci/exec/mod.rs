@@ -82,7 +82,11 @@ impl Args {
         inherited::keep_to_self()?;
 
         let stdio = Stdio::new(is_terminal)?;
-        let exec = Exec::add(host, &container, &process, &stdio)?;
+        let exec = Exec::add(host, &container, &process, &stdio);
+        let exec = exec.map_err(|err| match container.explain(host, err) {
+            OciError::NotRunning => OciError::ExecStopped,
+            err => err,
+        })?;
         match stdio {
             Stdio::Inherited if self.detach => self.leave(&exec, None),
             Stdio::Terminal(console) if self.detach => {
@@ -178,7 +182,7 @@ impl<'a> Exec<'a> {
         container: &'a Container,
         process: &Value,
         stdio: &Stdio,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, OciError> {
         let id = random_exec_id();
         let runtime = runtime()?;
         let paths = stdio.hand_over(host, &container.place, &id)?;
@@ -201,7 +205,10 @@ impl<'a> Exec<'a> {
         started.map_err(|err| {
             // What did not start is only to be forgotten.
             let _ = self.runtime.block_on(self.task.delete(&self.id));
-            Failure::from(err).context("unable to start container process")
+            match self.container.explain(self.host, err.into()) {
+                OciError::NotRunning => OciError::ExecStopped.into(),
+                err => Failure::from(err).context("unable to start container process"),
+            }
         })
     }
 
