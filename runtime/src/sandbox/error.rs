@@ -11,6 +11,7 @@ use super::config::AnnotationError;
 use super::disks::DiskError;
 use super::id::{ContainerId, ExecId, IdError};
 use super::mounts::MountError;
+use super::oom_score::OomScoreError;
 use super::plan::PlanError;
 use super::store::StoreError;
 use crate::agent::AgentError;
@@ -118,6 +119,8 @@ pub enum BootError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    OomScore(#[from] OomScoreError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -17,10 +17,11 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{Cgroup, CgroupLimits};
 use super::config::{Defaults, HostFacts, OWN_NAMESPACE};
 use super::id::SandboxId;
 use super::mounts::SharedDir;
+use super::oom_score::set_oom_score;
 use super::plan::{VmPlan, plan_vm};
 use super::request::read_spec;
 use super::state::{ContainerStatus, DIED_STATUS, process_start_time};
@@ -130,9 +131,9 @@ impl Sandbox {
             }
             (Err(err), _) => return Err(err.into()),
         };
-        if let Err(err) = self.enter_cgroup(&spec, &cgroup, spawned.pid) {
+        if let Err(err) = self.place(&spec, &cgroup, spawned.pid) {
             spawned.abandon().await;
-            return Err(err.into());
+            return Err(err);
         }
         drop::<Value>(spec);
         let pid = spawned.pid;
@@ -159,6 +160,15 @@ impl Sandbox {
             "microVM starts"
         );
         Ok(booted)
+    }
+
+    /// Puts the processes of the sandbox where the spec wants them among the host's.
+    fn place(&self, spec: &Value, limits: &CgroupLimits, vmm: u32) -> Result<(), BootError> {
+        self.enter_cgroup(spec, limits, vmm)?;
+        if self.is_the_container() {
+            set_oom_score(spec, &[vmm, std::process::id()])?;
+        }
+        Ok(())
     }
 
     fn open_fds(&self, console: OwnedFd) -> Result<VmFds, BootError> {

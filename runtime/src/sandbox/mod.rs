@@ -18,6 +18,7 @@ pub mod id;
 mod life;
 mod log;
 pub mod mounts;
+mod oom_score;
 mod place;
 pub mod plan;
 mod request;
