@@ -39,6 +39,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use oci_spec::runtime::{
     ExecCPUAffinity, Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec,
@@ -253,10 +254,23 @@ impl Container {
         };
         let reserved = Reserved::new(&self.further, exec_id)
             .ok_or_else(|| exists(format!("process {exec_id} of container {}", self.id)))?;
-        let process = self.launch_further(&joining, connections).await?;
-        let process = Arc::new(process);
+        let launched = self.launch_further(&joining, connections).await;
+        let process = match launched {
+            // It was to join what has been ending meanwhile.
+            Err(failure) if failure.code == Code::Internal && self.is_ending().await => {
+                return Err(self.not_running());
+            }
+            launched => Arc::new(launched?),
+        };
         reserved.fill(Arc::clone(&process));
         Ok(process)
+    }
+
+    /// Whether the container is about to have ended. The end of a pid namespace takes along all that
+    /// is in it before its first process has gone.
+    async fn is_ending(&self) -> bool {
+        const SOON: Duration = Duration::from_secs(5);
+        tokio::time::timeout(SOON, self.first.wait()).await.is_ok()
     }
 
     async fn launch_further(&self, joining: &Joining, connections: Connections) -> Result<Process> {

@@ -137,3 +137,32 @@ async fn frozen_container_can_be_deleted() {
     paused.expect("pause");
     container.delete().await;
 }
+
+/// Wherever on its way a process is when the container ends, that is what is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_on_their_way_into_a_container_that_ends_hear_of_its_end() {
+    require_root!();
+    for _ in 0..5 {
+        let container = Box::new(&["sleep", "1000"]).started().await;
+        let kill = signal(&container, 9, true);
+        let create = async |exec: &str| {
+            let stdio = Stdio::new();
+            container
+                .try_create_process(exec, process(&["true"]), stdio)
+                .await
+        };
+        let (a, b, c, killed) = tokio::join!(
+            create("a"),
+            create("b"),
+            create("c"),
+            container.client.signal_process(context(), &kill)
+        );
+        killed.expect("it runs");
+        for made in [a, b, c] {
+            if made.is_err() {
+                assert_eq!(refused(made).0, ttrpc::Code::FAILED_PRECONDITION);
+            }
+        }
+        container.delete().await;
+    }
+}
