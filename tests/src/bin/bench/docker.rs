@@ -15,7 +15,7 @@ pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Fig
     let mut figures = Vec::new();
     for runtime in RUNTIMES {
         let command = format!("docker run --rm --runtime={runtime} busybox true");
-        let value = time(machine, &command).context(runtime)?;
+        let value = time(machine, clock, &command).context(runtime)?;
         figures.push(Figure::of(
             runtime,
             "docker run --rm true, command to exit",

@@ -39,7 +39,7 @@ const PLACES: [Place; 2] = [
     Place {
         name: "block device",
         option: "--device=$device:/dev/bench",
-        file: "--filename=/dev/bench --size=32m --direct=1",
+        file: "--filename=/dev/bench --size=32m --direct=1 --invalidate=0",
     },
 ];
 
@@ -87,7 +87,7 @@ fn script(place: &Place, runtime: &str) -> String {
     let jobs = jobs.join(" && ");
     format!(
         "{SET_UP}docker run --rm --network=none --runtime={runtime} -v /usr:/usr:ro \
-         -v /usr/lib64:/lib64:ro {option} busybox sh -c '{jobs}'"
+         -v /usr/lib:/lib:ro -v /usr/lib64:/lib64:ro {option} busybox sh -c '{jobs}'"
     )
 }
 
@@ -100,7 +100,7 @@ fn read(
     let reports: Vec<Value> = serde_json::Deserializer::from_str(observed)
         .into_iter()
         .collect::<Result<_, _>>()
-        .with_context(|| format!("fio's report: {observed}"))?;
+        .with_context(|| format!("fio says: {observed:.400}"))?;
     anyhow::ensure!(reports.len() == JOBS.len(), "{} reports", reports.len());
     let mut figures = Vec::new();
     for ((job, what, size), report) in JOBS.iter().zip(&reports) {

@@ -4,6 +4,7 @@
 //! `target/bench/latest.json`. Arguments, if there are any, are the groups to measure; after
 //! `--keep` the file keeps the figures that it has of others.
 
+mod attempt;
 mod clock;
 mod docker;
 mod figure;
@@ -81,16 +82,19 @@ fn write_json(file: &Path, figures: &[Figure], keep: bool) -> anyhow::Result<()>
 }
 
 /// Runs a command again and again; the median of its times, in milliseconds.
-fn time(machine: &Machine, command: &str) -> anyhow::Result<f64> {
-    let times = machine.shell(&format!(
-        r"for run in $(seq {}); do
-            begin=$EPOCHREALTIME
-            {command} >/dev/null || exit
-            end=$EPOCHREALTIME
-            echo $((${{end/./}} - ${{begin/./}}))
-        done",
-        WARM_UP + RUNS
-    ))?;
-    let microseconds = times.lines().skip(WARM_UP).map(str::parse);
-    Ok(median(microseconds.collect::<Result<_, _>>()?)? / 1000.0)
+fn time(machine: &Machine, clock: Clock, command: &str) -> anyhow::Result<f64> {
+    let script = format!(
+        r"begin=$EPOCHREALTIME
+        {command} </dev/null >/dev/null || exit
+        end=$EPOCHREALTIME
+        echo $((${{end/./}} - ${{begin/./}}))"
+    );
+    let mut microseconds = Vec::new();
+    for run in 0..WARM_UP + RUNS {
+        let time: f64 = attempt::shell(machine, clock, &script)?.trim().parse()?;
+        if run >= WARM_UP {
+            microseconds.push(time);
+        }
+    }
+    Ok(median(microseconds)? / 1000.0)
 }

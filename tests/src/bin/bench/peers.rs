@@ -24,11 +24,11 @@ const PEERS: [(&str, &str); 3] = [
 pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Figure>> {
     let unit = clock.milliseconds();
     make_bundle(machine).context("bundle for the other runtimes")?;
-    let own = time(machine, "lazaret run --rm busybox true").context("lazaret")?;
+    let own = time(machine, clock, "lazaret run --rm busybox true").context("lazaret")?;
     let mut figures = vec![Figure::own(NAME, own, unit)];
     for (subject, command) in PEERS {
         let command = command.replace("$bundle", BUNDLE);
-        let value = time(machine, &command).context(subject)?;
+        let value = time(machine, clock, &command).context(subject)?;
         figures.push(Figure {
             name: NAME.to_owned(),
             value,

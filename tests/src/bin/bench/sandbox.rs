@@ -8,7 +8,7 @@ use lazaret_tests::Machine;
 
 use crate::clock::Clock;
 use crate::figure::{Figure, median};
-use crate::{RUNS, WARM_UP};
+use crate::{RUNS, WARM_UP, attempt};
 
 /// Boots an idle sandbox, prints what its processes take, ends it, prints its whole log, which a
 /// descriptor keeps although the file goes with the sandbox. Guest RAM is the one mapping that is
@@ -35,7 +35,7 @@ pub(crate) fn measure(machine: &Machine, clock: Clock) -> anyhow::Result<Vec<Fig
     let mut boots = Vec::new();
     let mut last = String::new();
     for run in 0..WARM_UP + RUNS {
-        last = machine.shell(OBSERVE)?;
+        last = attempt::shell(machine, clock, OBSERVE)?;
         let microseconds: f64 = field(&last, "boot_us=").context("boot_us")?.parse()?;
         if run >= WARM_UP {
             boots.push(microseconds / 1000.0);
