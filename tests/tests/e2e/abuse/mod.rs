@@ -6,4 +6,5 @@ mod engines;
 mod footprint;
 mod force;
 mod killed;
+mod races;
 mod rounds;
