@@ -81,15 +81,16 @@ impl Container {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed) && matches!(self.init.stage(), Stage::Running)
+        self.paused.load(Ordering::Relaxed)
+            && !matches!(self.init.stage(), Stage::Creating | Stage::Stopped(_))
     }
 
     pub fn status(&self) -> ContainerStatus {
         match self.init.stage() {
-            Stage::Creating | Stage::Created => ContainerStatus::Created,
-            Stage::Running if self.is_paused() => ContainerStatus::Paused,
-            Stage::Running => ContainerStatus::Running,
             Stage::Stopped(_) => ContainerStatus::Stopped,
+            _ if self.is_paused() => ContainerStatus::Paused,
+            Stage::Creating | Stage::Created | Stage::Starting => ContainerStatus::Created,
+            Stage::Running => ContainerStatus::Running,
         }
     }
 
@@ -124,6 +125,8 @@ mod tests {
         assert_eq!(container.state(Some(9)).pid, Some(9));
         container.set_paused(true);
         assert_eq!(container.status(), ContainerStatus::Created);
+        container.init.claim_start(&Stage::Creating).unwrap();
+        assert_eq!(container.status(), ContainerStatus::Paused);
         container.init.stopped(Exit::died("gone".to_owned()));
         let state = container.state(Some(9));
         assert_eq!(state.status, ContainerStatus::Stopped);

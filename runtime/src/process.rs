@@ -1,8 +1,8 @@
 //! One process of a container as the sandbox process keeps it.
 //!
 //! ```text
-//! Creating ──▶ Created ──▶ Running ──▶ Stopped
-//!     └───────────┴───────────────────────▲
+//! Creating ──▶ Created ──▶ Starting ──▶ Running ──▶ Stopped
+//!     └───────────┴───────────┴───────────────────────▲
 //! ```
 
 use std::sync::atomic::AtomicBool;
@@ -43,6 +43,8 @@ pub enum Stage {
     /// Not known to the agent yet.
     Creating,
     Created,
+    /// One request has taken its start on itself.
+    Starting,
     Running,
     Stopped(Exit),
 }
@@ -52,6 +54,7 @@ impl Stage {
         match self {
             Self::Creating => "being created",
             Self::Created => "created",
+            Self::Starting => "being started",
             Self::Running => "running",
             Self::Stopped(_) => "stopped",
         }
@@ -98,13 +101,7 @@ impl Process {
     /// The agent has made the process.
     pub fn created(&self, streams: Streams) {
         self.attach(streams);
-        self.stage.send_if_modified(|stage| {
-            let is_new = *stage == Stage::Creating;
-            if is_new {
-                *stage = Stage::Created;
-            }
-            is_new
-        });
+        self.advance(&Stage::Creating, Stage::Created);
     }
 
     fn attach(&self, streams: Streams) {
@@ -118,10 +115,26 @@ impl Process {
             .take()
     }
 
+    /// Claims the start of a process that is in stage `from`: of several requests
+    /// one gets it.
+    pub fn claim_start(&self, from: &Stage) -> Result<(), WrongStage> {
+        if self.advance(from, Stage::Starting) {
+            return Ok(());
+        }
+        Err(WrongStage {
+            is: self.stage().name(),
+            wanted: "waiting for its start",
+        })
+    }
+
+    /// Gives the start back: the agent has not been asked for it.
+    pub fn unclaim_start(&self) {
+        self.advance(&Stage::Starting, Stage::Created);
+    }
+
     /// To be noted before the agent is asked: the process may have ended before
     /// its answer is here.
     pub fn starting(&self) {
-        // A second start is refused by the agent, and changes nothing here.
         let _ = self.started_at.set(SystemTime::now());
     }
 
@@ -130,13 +143,18 @@ impl Process {
     }
 
     pub fn started(&self) {
+        self.advance(&Stage::Starting, Stage::Running);
+    }
+
+    /// A process that has ended in the meantime stays so.
+    fn advance(&self, from: &Stage, to: Stage) -> bool {
         self.stage.send_if_modified(|stage| {
-            let was_created = *stage == Stage::Created;
-            if was_created {
-                *stage = Stage::Running;
+            let fits = stage == from;
+            if fits {
+                *stage = to;
             }
-            was_created
-        });
+            fits
+        })
     }
 
     /// The first end counts. Returns whether this was it.
@@ -170,19 +188,9 @@ impl Process {
         }
     }
 
-    pub fn must_be_created(&self) -> Result<(), WrongStage> {
-        match &*self.stage.borrow() {
-            Stage::Created => Ok(()),
-            other => Err(WrongStage {
-                is: other.name(),
-                wanted: "created",
-            }),
-        }
-    }
-
     pub fn must_be_alive(&self) -> Result<(), WrongStage> {
         match &*self.stage.borrow() {
-            Stage::Created | Stage::Running => Ok(()),
+            Stage::Created | Stage::Starting | Stage::Running => Ok(()),
             other => Err(WrongStage {
                 is: other.name(),
                 wanted: "created or running",
@@ -232,10 +240,25 @@ mod tests {
     }
 
     #[test]
+    fn one_request_gets_the_start() {
+        let process = Process::new(StdioPaths::default());
+        process.claim_start(&Stage::Creating).unwrap();
+        let err = process.claim_start(&Stage::Creating).unwrap_err();
+        assert_eq!(err.is, "being started");
+        process.unclaim_start();
+        process.claim_start(&Stage::Created).unwrap();
+        process.started();
+        assert_eq!(process.stage(), Stage::Running);
+    }
+
+    #[test]
     fn a_stage_out_of_order_is_named() {
         let process = Process::new(StdioPaths::default());
-        let err = process.must_be_created().unwrap_err();
-        assert_eq!(err.to_string(), "process is being created, not created");
+        let err = process.claim_start(&Stage::Created).unwrap_err();
+        assert_eq!(
+            err.to_string(),
+            "process is being created, not waiting for its start"
+        );
         assert!(process.must_be_stopped().is_err());
         process.stopped(exit(0));
         assert!(process.must_be_alive().is_err());

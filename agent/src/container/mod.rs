@@ -333,7 +333,7 @@ impl Container {
     }
 
     pub(crate) async fn pause(&self) -> Result<()> {
-        if !self.first.is_running() {
+        if self.first.has_ended() {
             return Err(self.not_running());
         }
         self.cgroup.freeze().await?;

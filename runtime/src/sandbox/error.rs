@@ -38,6 +38,8 @@ pub enum SandboxError {
         container: ContainerId,
         exec: ExecId,
     },
+    #[error("container {0} is paused; resume it first")]
+    Paused(ContainerId),
     #[error("process has already ended")]
     AlreadyEnded,
     #[error("{0} is not supported")]

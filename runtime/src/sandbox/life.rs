@@ -440,7 +440,7 @@ impl Sandbox {
             .any(|container| match container.status() {
                 ContainerStatus::Running | ContainerStatus::Paused => true,
                 ContainerStatus::Created => {
-                    self.is_the_container() && container.init.stage() == Stage::Created
+                    self.is_the_container() && container.init.stage() != Stage::Creating
                 }
                 ContainerStatus::Stopped => false,
             })

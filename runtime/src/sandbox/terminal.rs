@@ -51,7 +51,7 @@ impl Sandbox {
         match container.init.stage() {
             Stage::Creating => false,
             Stage::Stopped(_) => true,
-            Stage::Created | Stage::Running => {
+            Stage::Created | Stage::Starting | Stage::Running => {
                 if let Some(agent) = self.agent_now() {
                     let sent = agent.signal(init_of(&container), signal, false).await;
                     if let Err(err) = sent {

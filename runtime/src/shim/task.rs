@@ -176,14 +176,14 @@ impl Task for TaskService {
             ..StateResponse::default()
         };
         let status = match state.stage {
-            Stage::Creating | Stage::Created => Status::CREATED,
-            Stage::Running if state.paused => Status::PAUSED,
-            Stage::Running => Status::RUNNING,
             Stage::Stopped(exit) => {
                 reply.exit_status = exit.status;
                 reply.exited_at = timestamp(&exit);
                 Status::STOPPED
             }
+            _ if state.paused => Status::PAUSED,
+            Stage::Creating | Stage::Created | Stage::Starting => Status::CREATED,
+            Stage::Running => Status::RUNNING,
         };
         reply.status = status.into();
         Ok(reply)
@@ -330,7 +330,9 @@ fn status(err: &SandboxError) -> TtrpcError {
         SandboxError::ContainerExists(_) | SandboxError::ExecExists { .. } => Code::ALREADY_EXISTS,
         SandboxError::Unsupported(_) => Code::UNIMPLEMENTED,
         SandboxError::Ended(_) => Code::UNAVAILABLE,
-        SandboxError::Stage(_) | SandboxError::Disk(_) => Code::FAILED_PRECONDITION,
+        SandboxError::Stage(_) | SandboxError::Paused(_) | SandboxError::Disk(_) => {
+            Code::FAILED_PRECONDITION
+        }
         SandboxError::Id(_)
         | SandboxError::Spec { .. }
         | SandboxError::SpecJson { .. }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -65,6 +66,7 @@ struct FakeAgent {
 struct Process {
     args: Vec<String>,
     stdio: Mutex<Stdio>,
+    started: AtomicBool,
     status: watch::Sender<Option<u32>>,
     size: watch::Sender<(u32, u32)>,
 }
@@ -76,6 +78,7 @@ impl FakeAgent {
         let process = Process {
             args: args.collect(),
             stdio: Mutex::new(stdio),
+            started: AtomicBool::new(false),
             status: watch::Sender::new(None),
             size: watch::Sender::new((0, 0)),
         };
@@ -337,6 +340,10 @@ impl Agent for FakeAgent {
             "denied" => Err(get_rpc_status(
                 Code::PERMISSION_DENIED,
                 format!("exec: {name:?}: permission denied"),
+            )),
+            _ if process.started.swap(true, Ordering::Relaxed) => Err(get_rpc_status(
+                Code::FAILED_PRECONDITION,
+                "the process has been started already",
             )),
             _ => {
                 self.run(process);

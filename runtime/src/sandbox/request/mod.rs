@@ -53,6 +53,7 @@ pub struct ProcessState {
 }
 
 /// A process of a container, with what is needed to name it to the agent.
+#[derive(Clone)]
 struct Target {
     container: Arc<Container>,
     exec: Option<ExecId>,

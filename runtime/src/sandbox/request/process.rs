@@ -10,7 +10,7 @@ use ttrpc::Code;
 use super::{ExecRequest, Target};
 use crate::agent::{AgentClient, AgentError};
 use crate::container::Exec;
-use crate::process::{Exit, Process};
+use crate::process::{Exit, Process, Stage};
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::terminal::set_size;
 use crate::sandbox::{CLOSING_GRACE, Chain, Close, Event, Fault, Sandbox, SandboxError};
@@ -58,14 +58,20 @@ impl Sandbox {
         exec: Option<&ExecId>,
     ) -> Result<u32, SandboxError> {
         let agent = self.agent().await?;
-        let target = match exec {
-            None => self.target(id, None)?,
-            Some(exec) => self.make_process(&agent, id, exec).await?,
-        };
-        target.process.must_be_created()?;
-        if exec.is_none() {
+        let target = self.target(id, exec)?;
+        if let Some(exec) = exec {
+            target.process.claim_start(&Stage::Creating)?;
+            self.make_process(&agent, &target, exec).await?;
+        } else {
+            if target.container.is_paused() {
+                return Err(SandboxError::Paused(id.clone()));
+            }
+            target.process.claim_start(&Stage::Created)?;
             // Engines may have set it up after create.
-            self.update_network(&agent).await?;
+            if let Err(err) = self.update_network(&agent).await {
+                target.process.unclaim_start();
+                return Err(err);
+            }
         }
         target.process.starting();
         let started = agent.start_process(target.name()).await;
@@ -99,10 +105,9 @@ impl Sandbox {
     async fn make_process(
         self: &Arc<Self>,
         agent: &AgentClient,
-        id: &ContainerId,
+        target: &Target,
         exec: &ExecId,
-    ) -> Result<Target, SandboxError> {
-        let target = self.target(id, Some(exec))?;
+    ) -> Result<(), SandboxError> {
         let spec_json = {
             let execs = target.container.execs();
             execs.get(exec).map(|exec| exec.spec_json.clone())
@@ -127,9 +132,8 @@ impl Sandbox {
         match made.await {
             Ok(streams) => {
                 target.process.created(streams);
-                let attended = self.target(id, Some(exec))?;
-                tokio::spawn(Arc::clone(self).attend(agent.clone(), attended));
-                Ok(target)
+                tokio::spawn(Arc::clone(self).attend(agent.clone(), target.clone()));
+                Ok(())
             }
             Err(err) => {
                 let status = match &err {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -321,6 +321,27 @@ fn commands_at_the_same_time_leave_one_end() {
         engine
             .run(&["state", "box"])
             .fails(1, "container does not exist");
+        engine.nothing_is_left();
+    }
+}
+
+#[test]
+fn one_of_several_starts_is_the_one() {
+    adopt();
+    let engine = Engine::new("ok");
+    // One that ends at once, and may be gone before its start is answered.
+    engine.spec(&["exit", "3"], |_| {});
+    for _ in 0..5 {
+        engine.create().ok();
+        let start = |_| {
+            let mut command = engine.command(&["start", "box"]);
+            command.stderr(Stdio::null()).spawn().unwrap()
+        };
+        let mut starts: Vec<_> = (0..4).map(start).collect();
+        let ended = starts.iter_mut().map(wait);
+        assert_eq!(ended.filter(ExitStatus::success).count(), 1);
+        assert_eq!(reap(engine.pid()).code(), Some(3));
+        engine.run(&["delete", "box"]).ok();
         engine.nothing_is_left();
     }
 }

@@ -21,7 +21,7 @@ wait
 "#;
 
 /// What a command may say when somebody else was quicker.
-const LATE: [&str; 10] = [
+const LATE: [&str; 11] = [
     "container does not exist",
     "container not running",
     "container not paused",
@@ -29,6 +29,7 @@ const LATE: [&str; 10] = [
     "already exists",
     "cannot start a container that has stopped",
     "cannot start an already running container",
+    "process is being started",
     "cannot start a container in the paused state",
     "exec in a stopped container",
     "exec in a paused container",
@@ -91,4 +92,23 @@ fn commands_that_meet_all_end() {
         lazaret.sh(&format!("rm -r {}", bundle.path));
         before.assert_again(&lazaret);
     }
+}
+
+#[test]
+fn one_of_many_makes_and_one_of_many_deletes() {
+    let lazaret = start!("abuse-one-of-many");
+    let before = Footprint::of(&lazaret);
+    let bundle = Bundle::new(&lazaret, "many", "exit 3");
+    let create = format!("create --bundle {} ID", bundle.path);
+    let once = |answers: Vec<(i32, String)>| {
+        let done = answers.iter().filter(|(code, _)| *code == 0).count();
+        assert_eq!(done, 1, "{answers:?}");
+    };
+    once(all_at_once(&lazaret, &of(&bundle, &[&create])));
+    once(all_at_once(&lazaret, &of(&bundle, &["start ID"])));
+    bundle.until_stopped();
+    once(all_at_once(&lazaret, &of(&bundle, &["delete ID"])));
+    bundle.assert_gone();
+    lazaret.sh(&format!("rm -r {}", bundle.path));
+    before.assert_again(&lazaret);
 }
