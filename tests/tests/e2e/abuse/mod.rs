@@ -5,6 +5,7 @@ mod bundle;
 mod engines;
 mod footprint;
 mod force;
+mod hangup;
 mod killed;
 mod races;
 mod rounds;
