@@ -77,12 +77,12 @@ impl Sandbox {
         let reserved = Reserved::new(&self.containers, id.as_str())
             .ok_or_else(|| exists(format!("container {id}")))?;
         let connections = Connections::take(&self.streams, stdio).await?;
-        let spec = parse_spec(spec_json)?;
+        let (spec, spec_json) = parse_spec(spec_json)?;
         self.prepare(uses_shared_directory(&spec))?;
         let workshop = Arc::clone(&self.workshop);
         let request = Request {
             spec: &spec,
-            spec_json,
+            spec_json: &spec_json,
             bundle,
         };
         let container = Container::create(workshop, id, request, connections).await?;

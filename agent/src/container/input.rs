@@ -16,7 +16,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The spec follows as it came, as both sides read it anyway.
+    /// The spec follows as text, as both sides read it anyway.
     pub(crate) fn with_spec(&self, spec_json: &[u8]) -> Result<Vec<u8>> {
         let mut text = encode(self)?;
         text.extend_from_slice(spec_json);

@@ -33,6 +33,7 @@ mod sysctl;
 mod terminal;
 mod user_namespace;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -147,19 +148,21 @@ pub(crate) struct Container {
     further: Mutex<HashMap<String, Option<Arc<Process>>>>,
 }
 
-/// Reads a spec and refuses what cannot be honoured.
-pub(crate) fn parse_spec(json: &[u8]) -> Result<Spec> {
-    let spec = serde_json::from_slice(json)
+/// Reads a spec and refuses what cannot be honoured. Answers with its text, too, as the
+/// container's stage can read it.
+pub(crate) fn parse_spec(json: &[u8]) -> Result<(Spec, Cow<'_, [u8]>)> {
+    let json = scheduling::respell_flags(json, "/process/scheduler/flags");
+    let spec = serde_json::from_slice(&json)
         .map_err(|error| Failure::invalid(format!("container spec: {error}")))?;
     spec::check(&spec)?;
-    Ok(spec)
+    Ok((spec, json))
 }
 
 /// What a container is to be.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) spec: &'a Spec,
-    /// The same as it came.
+    /// The same as text.
     pub(crate) spec_json: &'a [u8],
     /// The bundle's path on the host.
     pub(crate) bundle: &'a str,
@@ -242,7 +245,8 @@ impl Container {
             return Err(self.not_running());
         }
         self.refuse_paused()?;
-        let mut process: ProcessSpec = serde_json::from_slice(process_json)
+        let process_json = scheduling::respell_flags(process_json, "/scheduler/flags");
+        let mut process: ProcessSpec = serde_json::from_slice(&process_json)
             .map_err(|error| Failure::invalid(format!("process spec: {error}")))?;
         spec::check_process(&process, self.spec.lsm)?;
         if process.exec_cpu_affinity().is_none() {

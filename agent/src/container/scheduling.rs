@@ -2,6 +2,7 @@
 //! `process.execCPUAffinity`, and the personality that it runs with.
 #![expect(unsafe_code, reason = "system calls that have no safe wrapper")]
 
+use std::borrow::Cow;
 use std::io;
 
 use oci_spec::runtime::{
@@ -9,8 +10,35 @@ use oci_spec::runtime::{
     LinuxSchedulerFlag, LinuxSchedulerPolicy, Process, Scheduler,
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
+use serde_json::Value;
 
 use crate::failure::{Failure, OrFail, Result};
+
+/// Flags of the specification that its Rust types know by other names.
+const RESPELLED: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+/// A spec, or a process of one, with the flags of the scheduler at `pointer` as its
+/// Rust types name them. What is not JSON is left for these to judge.
+pub(super) fn respell_flags<'a>(json: &'a [u8], pointer: &str) -> Cow<'a, [u8]> {
+    // Few specs have any, and parsing twice is dear.
+    let mentioned = |name: &str| json.windows(name.len()).any(|part| part == name.as_bytes());
+    if !RESPELLED.iter().any(|(name, _)| mentioned(name)) {
+        return json.into();
+    }
+    let Ok(mut spec) = serde_json::from_slice::<Value>(json) else {
+        return json.into();
+    };
+    let flags = spec.pointer_mut(pointer).and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        if let Some((_, known)) = RESPELLED.iter().find(|(name, _)| *flag == *name) {
+            *flag = (*known).into();
+        }
+    }
+    spec.to_string().into_bytes().into()
+}
 
 /// What needs rights that the process may not have: to be called before it gives them up.
 pub(crate) fn apply(process: &Process) -> Result<()> {
@@ -202,6 +230,31 @@ mod tests {
         };
         let scheduler = serde_json::from_value(scheduler).expect("a scheduler");
         assert_eq!(Attributes::of(&scheduler), Ok(expected));
+    }
+
+    #[test]
+    fn flags_have_the_specifications_names() {
+        let all = [
+            "RESET_ON_FORK",
+            "RECLAIM",
+            "DL_OVERRUN",
+            "KEEP_POLICY",
+            "KEEP_PARAMS",
+            "UTIL_CLAMP_MIN",
+            "UTIL_CLAMP_MAX",
+        ];
+        for (place, name) in all.into_iter().enumerate() {
+            let flags = json!([format!("SCHED_FLAG_{name}")]);
+            let process = json!({ "scheduler": { "policy": "SCHED_OTHER", "flags": flags },
+                                  "args": ["SCHED_FLAG_RESET_ON_FORK"] });
+            let text = process.to_string();
+            let respelled = respell_flags(text.as_bytes(), "/scheduler/flags");
+            let process: Value = serde_json::from_slice(&respelled).expect("JSON");
+            assert_eq!(process["args"][0], "SCHED_FLAG_RESET_ON_FORK");
+            let scheduler = serde_json::from_value(process["scheduler"].clone());
+            let attributes = Attributes::of(&scheduler.expect(name)).expect(name);
+            assert_eq!(attributes.flags, 1 << place, "{name}");
+        }
     }
 
     #[test]

@@ -66,6 +66,53 @@ fn mounts_are_as_configured() {
     assert_eq!(lazaret.sh(&format!("cat {source}/written")), "more\n");
 }
 
+/// What belongs to 3 on the host belongs to 1003 in the container, and the other way round.
+#[test]
+#[ignore = "long: make test-full"]
+fn mapped_volumes_have_other_owners() {
+    let lazaret = start!("oci-idmap");
+    let oci = Oci::new(&lazaret);
+    let source = format!("{}/source", lazaret.scratch());
+    lazaret.sh(&format!(
+        "mkdir -m 777 {source}; cd {source}; echo mine >mine; echo other >other
+        chmod 600 *; chown 3:4 mine; chown 5:6 other"
+    ));
+    let script = "cd /mapped; stat -c '%n %u %g' *; cat mine; cat other 2>&1 | grep -o denied
+        echo more >>mine; touch made; mkdir below; ln -s made link; mv mine below/renamed
+        chmod 640 made; chgrp 1004 made; rm -r below/nothing 2>&1 | grep -o 'No such'
+        stat -c '%n %u %g %a' made /one; cat /one";
+    let bundle = oci.bundle_with(script, |config| {
+        let ids = json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]);
+        let mapped = |at: &str, source: &str, option: &str| {
+            json!({ "destination": at, "source": source, "options": ["rbind", option],
+                "uidMappings": ids, "gidMappings": ids })
+        };
+        config["process"]["user"] = json!({ "uid": 1003, "gid": 1003, "additionalGids": [1004] });
+        config["mounts"].as_array_mut().expect("a list").extend([
+            mapped("/mapped", &source, "idmap"),
+            mapped("/one", &format!("{source}/mine"), "ridmap"),
+        ]);
+    });
+    let run = oci.run(&bundle);
+    run.success();
+    let expected = [
+        "mine 1003 1004",
+        "other 1005 1006",
+        "mine",
+        "denied",
+        "No such",
+        "made 1003 1004 640",
+        "/one 1003 1004 600",
+        "mine",
+        "more",
+    ];
+    assert_eq!(run.lines(), expected, "{run}");
+    let owners = lazaret.sh(&format!(
+        "cd {source}; stat -c '%n %u %g' made below below/renamed link"
+    ));
+    assert_eq!(owners, "made 3 4\nbelow 3 3\nbelow/renamed 3 4\nlink 3 3\n");
+}
+
 #[test]
 fn devices_are_the_default_ones_and_those_configured() {
     let lazaret = start!("oci-devices");
