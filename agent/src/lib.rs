@@ -14,6 +14,7 @@ mod cgroup;
 pub mod container;
 mod disks;
 pub mod failure;
+mod files;
 mod guest;
 pub mod init;
 pub mod log;

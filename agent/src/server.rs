@@ -9,10 +9,10 @@ use lazaret_protocol::agent_ttrpc;
 use rustix::process::Signal;
 use ttrpc::r#async::{Service, TtrpcContext};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, OrFail, Result};
 use crate::network::{HostDns, Network};
 use crate::sandbox::{self, Sandbox};
-use crate::{disks, power};
+use crate::{disks, files, power};
 
 /// `_NSIG` of x86-64 Linux.
 const SIGNAL_MAX: i32 = 64;
@@ -258,6 +258,13 @@ impl agent_ttrpc::Agent for Agent {
         self.sandbox
             .delete(&request.container_id, &request.exec_id)
             .await?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn forget_files(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        // Takes as long as there are files.
+        let forgotten = tokio::task::spawn_blocking(files::forget_unused).await;
+        forgotten.or_fail(|| "forget files")??;
         Ok(proto::Empty::new())
     }
 

@@ -387,6 +387,16 @@ impl AgentClient {
         answer("Delete", reply.await).map(drop)
     }
 
+    /// Has the guest's kernel forget the shared files that nobody in it uses.
+    pub async fn forget_files(&self) -> Result<(), AgentError> {
+        let request = Empty::default();
+        let reply = self
+            .ttrpc
+            .forget_files(within(LONG_CALL_DEADLINE), &request);
+        answer("ForgetFiles", reply.await)?;
+        Ok(())
+    }
+
     /// Asks the guest to power off. That it does is seen by its VMM's end.
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::default();

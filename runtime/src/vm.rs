@@ -31,7 +31,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::{UnixDatagram, UnixStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// Connections of the guest that wait to be taken; more are dropped.
@@ -191,11 +191,13 @@ impl Spawned {
         let (connections_tx, connections) = mpsc::channel(CONNECTIONS_MAX);
         let (ended_tx, ended) = watch::channel(None);
         let (paused_tx, paused) = watch::channel(false);
+        let many_files = Arc::new(Notify::new());
         let listener = Listener {
             control: Arc::clone(&control),
             pidfd: Arc::clone(&self.pidfd),
             connections: connections_tx,
             paused: paused_tx,
+            many_files: Arc::clone(&many_files),
         };
         tokio::spawn(async move {
             let end = listener.run(self.exit).await;
@@ -208,6 +210,7 @@ impl Spawned {
                 pidfd: self.pidfd,
                 ended,
                 paused,
+                many_files,
             },
             connections,
         })
@@ -236,6 +239,7 @@ pub struct VmHandle {
     pidfd: Arc<OwnedFd>,
     ended: watch::Receiver<Option<VmEnd>>,
     paused: watch::Receiver<bool>,
+    many_files: Arc<Notify>,
 }
 
 impl VmHandle {
@@ -246,6 +250,11 @@ impl VmHandle {
             Ok(Some(end)) => end.clone(),
             _ => VmEnd::Protocol("it is no longer watched".to_owned()),
         }
+    }
+
+    /// Answers when the guest remembers many shared files, since it was asked last.
+    pub async fn many_files(&self) {
+        self.many_files.notified().await;
     }
 
     /// Stops or continues the vCPUs; answers when that has happened.
@@ -407,6 +416,7 @@ struct Listener {
     pidfd: Arc<OwnedFd>,
     connections: mpsc::Sender<GuestConnection>,
     paused: watch::Sender<bool>,
+    many_files: Arc<Notify>,
 }
 
 /// Why there is nothing more to hear.
@@ -481,6 +491,7 @@ impl Listener {
             (VmmEvent::Started, _) => tracing::debug!("vCPUs run"),
             (VmmEvent::Paused, _) => drop(self.paused.send_replace(true)),
             (VmmEvent::Resumed, _) => drop(self.paused.send_replace(false)),
+            (VmmEvent::ManyFiles, _) => self.many_files.notify_one(),
             (VmmEvent::Exited { reason, vm_exits }, _) => {
                 tracing::info!(?vm_exits, "VMM exited: {reason}");
                 return Ok(Some(LastWord::Exited(reason)));

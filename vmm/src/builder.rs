@@ -86,6 +86,7 @@ pub fn build(
 
     let (event_loop, loop_handle) = EventLoop::new().map_err(io("making the event loop"))?;
     let fs = shared_directory(config, jail)?;
+    let many_files = fs.alarm().map_err(io("copying an eventfd"))?;
     let vsock = vsock(config, fds.vsock_listener, &control, &loop_handle)?;
     let (mut devices, balloon) = quick_devices(&loop_handle);
     devices.splice(
@@ -126,6 +127,7 @@ pub fn build(
         backends,
         vcpu_events,
         vcpu_wake,
+        many_files,
     );
     Ok(Vmm {
         event_loop,

@@ -60,6 +60,9 @@ pub struct FsConfig {
     pub threads: u8,
     /// Guest-physical window for DAX, a multiple of 2; 0 for none.
     pub dax_window_mib: u32,
+    /// As many files as this the guest may remember before the sandbox process is told:
+    /// each costs the host memory.
+    pub remembered_files: u32,
 }
 
 /// The descriptors a [`VmConfig`] comes with, in the order they are sent.
@@ -170,6 +173,7 @@ mod tests {
                 tag: "shared".into(),
                 threads: 1,
                 dax_window_mib: 0,
+                remembered_files: 1 << 14,
             },
             net_slots: 0,
             block_slots: 0,

@@ -74,6 +74,9 @@ pub enum VmmEvent {
     VsockConnection {
         port: u32,
     },
+    /// The guest remembers as many shared files as the configuration lets it, or
+    /// many more than when this was told last.
+    ManyFiles,
     /// The change that was asked for with this `id` is made, or why not.
     Backend {
         id: u64,

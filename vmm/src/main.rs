@@ -1,7 +1,10 @@
 //! `lazaret-vmm`: receives a configuration and descriptors on descriptor 3, enters
 //! its jail and runs one microVM. People have no reason to start it, but for
 //! `lazaret-vmm check`.
-#![expect(unsafe_code, reason = "takes over the inherited control socket")]
+#![expect(
+    unsafe_code,
+    reason = "takes over the inherited control socket, and sets up the heap"
+)]
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
@@ -64,7 +67,22 @@ fn report() -> ExitCode {
     }
 }
 
+/// One heap for all threads. The C library would give each its own, and read files of
+/// `/proc` and `/sys` when it makes one and when it gives memory of one back: in the
+/// jail these are not there, and a confined thread that opens a file is killed.
+fn share_the_heap() -> Result<()> {
+    // SAFETY: there is one thread yet, and a parameter of the allocator is set before it
+    // has made a second arena.
+    let set = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    if set == 1 {
+        Ok(())
+    } else {
+        bail!("the allocator does not take M_ARENA_MAX")
+    }
+}
+
 fn run() -> Result<()> {
+    share_the_heap()?;
     let control = control_socket()?;
     let (config, fds) = control
         .recv::<VmConfig>()

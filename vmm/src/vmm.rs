@@ -54,12 +54,14 @@ pub(crate) struct Director {
     backends: Backends,
     vcpu_events: Receiver<VcpuEvent>,
     vcpu_wake: EventFd,
+    many_files: EventFd,
     ended: Sender<ExitReason>,
 }
 
 const CONTROL: u32 = 0;
 const VCPUS: u32 = 1;
 const SLOTS: u32 = 2;
+const FILES: u32 = 3;
 
 impl Director {
     pub(crate) fn new(
@@ -69,6 +71,7 @@ impl Director {
         backends: Backends,
         vcpu_events: Receiver<VcpuEvent>,
         vcpu_wake: EventFd,
+        many_files: EventFd,
     ) -> (Self, Receiver<ExitReason>) {
         let (ended, reason) = channel();
         (
@@ -79,6 +82,7 @@ impl Director {
                 backends,
                 vcpu_events,
                 vcpu_wake,
+                many_files,
                 ended,
             },
             reason,
@@ -140,6 +144,13 @@ impl Director {
         Next::Continue
     }
 
+    fn hear_files(&mut self) -> Next {
+        match self.many_files.read() {
+            Ok(_) => self.tell(&VmmEvent::ManyFiles),
+            Err(_) => Next::Continue,
+        }
+    }
+
     fn tell(&mut self, event: &VmmEvent) -> Next {
         match self.control.send(event, &[]) {
             Ok(()) => Next::Continue,
@@ -157,6 +168,7 @@ impl Director {
 impl EventHandler for Director {
     fn start(&mut self, registrar: &Registrar<'_>) -> std::io::Result<()> {
         registrar.add(&*self.control, CONTROL, EventFlags::IN)?;
+        registrar.add(borrow(&self.many_files), FILES, EventFlags::IN)?;
         registrar.add(self.backends.event(), SLOTS, EventFlags::IN)?;
         registrar.add(borrow(&self.vcpu_wake), VCPUS, EventFlags::IN)
     }
@@ -165,6 +177,7 @@ impl EventHandler for Director {
         match token {
             CONTROL => self.obey(),
             SLOTS => self.hear_slots(),
+            FILES => self.hear_files(),
             _ => self.hear_vcpus(),
         }
     }

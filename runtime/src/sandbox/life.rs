@@ -218,6 +218,7 @@ impl Sandbox {
             end = vm.handle.ended() => Cause::Vm(end),
             cause = self.keep_agent(&mut vm.connections) => cause,
             never = self.follow_network(&vm.handle) => match never {},
+            never = self.keep_files_few(&vm.handle) => match never {},
             fault = self.failed() => match fault {
                 Fault::AgentLost => Cause::AgentGone,
                 Fault::Misbehaved(what) => Cause::Agent(what),
@@ -248,6 +249,20 @@ impl Sandbox {
     async fn follow_network(&self, vm: &VmHandle) -> Infallible {
         if let (Some(network), Ok(agent)) = (&self.network, self.agent().await) {
             network.follow(vm, &agent).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Has the guest forget files before they take the memory that the host keeps for
+    /// the microVM.
+    async fn keep_files_few(&self, vm: &VmHandle) -> Infallible {
+        if let Ok(agent) = self.agent().await {
+            loop {
+                vm.many_files().await;
+                if let Err(err) = agent.forget_files().await {
+                    tracing::warn!("the guest does not forget files: {}", Chain(&err));
+                }
+            }
         }
         std::future::pending().await
     }

@@ -11,7 +11,7 @@ use futures_core::Stream;
 use lazaret_protocol::agent::*;
 use lazaret_protocol::agent_ttrpc::{Agent, create_agent};
 use lazaret_protocol::ports;
-use lazaret_vmm::control::{ControlSocket, ExitReason};
+use lazaret_vmm::control::{ControlSocket, ExitReason, VmmEvent};
 use protobuf::Message;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,6 +46,7 @@ pub async fn serve(
         streams,
         control,
         ready: Mutex::new(Some(ready)),
+        remembering: Mutex::default(),
         processes: Mutex::default(),
     };
     let mut server = Server::new()
@@ -60,6 +61,8 @@ struct FakeAgent {
     streams: Streams,
     control: Arc<ControlSocket>,
     ready: Mutex<Option<UnixStream>>,
+    /// Ends when files are forgotten.
+    remembering: Mutex<Option<Arc<Process>>>,
     processes: Mutex<HashMap<(String, String), Arc<Process>>>,
 }
 
@@ -114,6 +117,11 @@ impl FakeAgent {
                     let status = u32::from(!resolve(ends).await);
                     process.status.send_replace(Some(status));
                 });
+                return;
+            }
+            "remember" => {
+                *self.remembering.lock().unwrap() = Some(process);
+                self.control.send(&VmmEvent::ManyFiles, &[]).unwrap();
                 return;
             }
             "leave" => drop(self.ready.lock().unwrap().take()),
@@ -424,6 +432,12 @@ impl Agent for FakeAgent {
     async fn delete(&self, _: &TtrpcContext, request: ProcessRequest) -> Result<Empty> {
         let key = (request.container_id, request.exec_id);
         self.processes.lock().unwrap().remove(&key);
+        Ok(Empty::default())
+    }
+
+    async fn forget_files(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
+        let process = self.remembering.lock().unwrap().take();
+        process.unwrap().status.send_replace(Some(0));
         Ok(Empty::default())
     }
 

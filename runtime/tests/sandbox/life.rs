@@ -153,6 +153,13 @@ async fn a_process_is_added_to_a_running_container() {
 }
 
 #[tokio::test]
+async fn a_guest_that_remembers_many_files_is_made_to_forget() {
+    let mut sandbox = Box_::new("ok", ENGINE);
+    sandbox.spec(&["remember"], |_| {});
+    assert_eq!(run(&mut sandbox).await, 0);
+}
+
+#[tokio::test]
 async fn limits_change_and_use_is_measured() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});

@@ -127,6 +127,41 @@ fn ten_thousand_files_are_the_same_on_both_sides() {
     lazaret.sh(&format!("{probe} files-check {scratch}/guest 10000"));
 }
 
+/// The host remembers each file that the guest does: more than there is memory for, had the guest
+/// not to forget.
+#[test]
+#[ignore = "minutes in a lab: make test-full"]
+fn trees_larger_than_the_hosts_memory_for_them_are_walked() {
+    let lazaret = start!("large-tree");
+    let name = lazaret.container("a");
+    // On a disk: what is in memory anyway costs nothing.
+    let tree = lazaret.sh("mktemp -d /var/tmp/lazaret-e2e.XXXXXX");
+    let tree = tree.trim();
+    lazaret.sh(&format!(
+        "cd {tree}; for d in $(seq 700); do mkdir $d; (cd $d; for f in $(seq 200); do : >$f; done); done
+        sync; echo 3 >/proc/sys/vm/drop_caches"
+    ));
+    let volume = format!("{tree}:/tree:ro");
+    let id = lazaret.detached(
+        &name,
+        [
+            "--memory", "128m", "-v", &volume, "busybox", "sleep", "100000",
+        ],
+    );
+    for _ in 0..2 {
+        let walk = lazaret.cmd(["exec", &name, "sh", "-c", "ls -lR /tree | grep -c ^-"]);
+        walk.deadline(600).output().success().stdout("140000\n");
+    }
+    let state = format!("/run/lazaret/sandboxes/{id}/state.json");
+    let remembered = lazaret.sh(&format!("ls /proc/$(jq .vmm_pid {state})/fd | wc -l"));
+    assert!(
+        remembered.trim().parse::<u32>().unwrap() < 60_000,
+        "{remembered}"
+    );
+    lazaret.cmd(["rm", "-f", &name]).output().success();
+    lazaret.sh(&format!("rm -r {tree}"));
+}
+
 #[test]
 fn git_and_sqlite_work_in_a_volume() {
     let lazaret = start!("git-sqlite");

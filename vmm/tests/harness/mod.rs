@@ -66,6 +66,7 @@ pub fn config() -> VmConfig {
             tag: "shared".into(),
             threads: 1,
             dax_window_mib: 0,
+            remembered_files: 1 << 14,
         },
         net_slots: 1,
         block_slots: 1,

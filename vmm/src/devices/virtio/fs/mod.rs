@@ -29,13 +29,12 @@
 //! In one, `trusted.*` attributes are refused too.
 //!
 //! Files are created with the caller's uid, gid and supplementary groups; ACLs
-//! and umask are the host kernel's work. (Linux 6.12 does not mark the mounts it
-//! makes for announced submounts as having ACLs: in them `setfacl` fails, though
-//! default ACLs are inherited.) Locks (`flock`, POSIX) are the guest
-//! kernel's: one guest has the directory.
+//! and umask are the host kernel's work. Locks (`flock`, POSIX) are the guest kernel's: one guest has
+//! the directory.
 //!
-//! Every inode that the guest remembers is a descriptor here. When
-//! `RLIMIT_NOFILE` is used up, the guest gets `ENFILE` until it forgets some.
+//! Every inode that the guest remembers is a descriptor here. When there are
+//! many, [`Fs::alarm`] says so; when `RLIMIT_NOFILE` is used up, the guest gets
+//! `ENFILE` until it forgets some.
 //!
 //! # What the guest may cache
 //! A container's root file system (see [`node`] for how it is told) is changed
@@ -48,6 +47,7 @@
 //! A directory that the host changes while the guest runs must therefore not be
 //! put at `<container>/rootfs`.
 
+mod crowd;
 mod filesystem;
 mod memory;
 mod node;
@@ -69,9 +69,11 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::worker::{Confine, WorkerError};
 
+use self::crowd::Crowd;
 use self::memory::ServerMemory;
 use self::request::Requests;
 use self::session::Session;
@@ -115,6 +117,8 @@ pub enum FsError {
     Limit(#[source] io::Error),
     #[error("limit of open files is {got}, virtio-fs needs {want}; raise it (ulimit -Hn)")]
     LimitTooLow { got: u64, want: u64 },
+    #[error("alarm for many files cannot be made")]
+    Alarm(#[source] io::Error),
     #[error("shared directory cannot be served")]
     Open(#[source] io::Error),
     #[error(transparent)]
@@ -161,7 +165,8 @@ impl Fs {
         let config_space = config_space(&config.tag)?;
         let shared_dir = Arc::new(shared_dir);
         let fs = open(&shared_dir, proc_self_fd, guest_fd_limit).map_err(FsError::Open)?;
-        let requests = Arc::new(Requests::new(fs));
+        let crowd = Crowd::new(config.remembered_files).map_err(FsError::Alarm)?;
+        let requests = Arc::new(Requests::new(fs, crowd));
         let workers = Workers::start(config.threads, &shared_dir, &requests, confine)?;
         Ok(Self {
             config_space,
@@ -169,6 +174,12 @@ impl Fs {
             workers,
             session: None,
         })
+    }
+
+    /// Readable when the guest remembers as many files as the configuration
+    /// allows it to, and again as they grow by a quarter of that.
+    pub fn alarm(&self) -> io::Result<EventFd> {
+        self.requests.crowd().alarm()
     }
 }
 

@@ -17,6 +17,7 @@ use virtiofsd::fuse::{BatchForgetIn, CreateIn, ForgetIn, ForgetOne, InHeader, Op
 use virtiofsd::server::Server;
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
+use super::crowd::Crowd;
 use super::memory::ServerMemory;
 use super::shared::SharedFs;
 
@@ -29,14 +30,20 @@ pub(super) type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap<BitmapMmapRegion
 pub(super) struct Requests {
     server: Server<SharedFs>,
     fs: SharedFs,
+    crowd: Crowd,
 }
 
 impl Requests {
-    pub(super) fn new(fs: SharedFs) -> Self {
+    pub(super) fn new(fs: SharedFs, crowd: Crowd) -> Self {
         Self {
             server: Server::new(fs.clone()),
             fs,
+            crowd,
         }
+    }
+
+    pub(super) fn crowd(&self) -> &Crowd {
+        &self.crowd
     }
 
     /// Serves the request in `chain`; the number of bytes written to it.
@@ -69,7 +76,7 @@ impl Requests {
             _ if writer.available_bytes() < size_of::<OutHeader>() => return 0,
             _ => {}
         }
-        match opcode {
+        let written = match opcode {
             Some(Opcode::Destroy) => {
                 self.server.destroy();
                 reply(writer, header.unique, Ok(&[]))
@@ -87,7 +94,10 @@ impl Requests {
                     }
                 }
             }
-        }
+        };
+        self.crowd
+            .served_one(matches!(opcode, Some(Opcode::Readdirplus)));
+        written
     }
 
     fn forget(&self, header: InHeader, mut body: Reader<'_>) -> u32 {

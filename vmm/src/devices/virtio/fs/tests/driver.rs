@@ -97,6 +97,7 @@ pub(super) fn config(threads: u8) -> FsConfig {
         tag: "shared".into(),
         threads,
         dax_window_mib: 0,
+        remembered_files: 1 << 14,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::mem::size_of;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 
 use virtiofsd::filesystem::ROOT_ID;
@@ -12,6 +13,7 @@ use virtiofsd::fuse::{
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::driver::{Guest, named};
+use crate::config::FsConfig;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::fs::Fs;
 
@@ -269,6 +271,40 @@ fn broken_ring_is_served_no_more_until_reset() {
     guest.activate();
     guest.init(super::driver::CAPABLE).ok();
     assert_alive(&mut guest);
+}
+
+#[test]
+fn alarm_is_given_when_many_files_are_remembered() {
+    let shared = tempfile::tempdir().unwrap();
+    for number in 0..1200 {
+        fs::write(shared.path().join(number.to_string()), "").unwrap();
+    }
+    // Descriptors are counted, of which other tests have some.
+    let others = fs::File::open(shared.path()).unwrap().as_raw_fd();
+    let config = FsConfig {
+        remembered_files: others.cast_unsigned() + 1000,
+        ..super::driver::config(1)
+    };
+    let fs = Fs::new(
+        &config,
+        super::driver::directory(shared.path()),
+        super::driver::proc_self_fd(),
+        Box::new(|| Ok(())),
+    );
+    let fs = fs.unwrap();
+    let alarm = fs.alarm().unwrap();
+    let mut guest = Guest::new(fs);
+    guest.activate();
+    guest.init(super::driver::CAPABLE).ok();
+    let mut walk = |numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            guest.lookup(ROOT_ID, &number.to_string()).ok();
+        }
+    };
+    walk(0..500);
+    assert!(alarm.read().is_err());
+    walk(500..1200);
+    assert_eq!(alarm.read().unwrap(), 1);
 }
 
 #[test]
