@@ -235,12 +235,8 @@ impl Store {
             source: source.into(),
         };
         let Some((pid, start_time)) = dir.read_pid() else {
-            // A process that ends by itself removes its own directory.
-            return if dir.path.exists() {
-                Err(failed(Errno::SRCH))
-            } else {
-                Ok(())
-            };
+            // A process that ends by itself is removing its own directory, file by file.
+            return Ok(());
         };
         let raw = Pid::from_raw(pid.cast_signed()).ok_or_else(|| failed(Errno::SRCH))?;
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
@@ -455,6 +451,21 @@ mod tests {
         process.wait().unwrap();
         std::thread::scope(|scope| {
             let ended = scope.spawn(|| store.end(&id("a")));
+            drop(held);
+            ended.join().unwrap().unwrap();
+        });
+        assert_eq!(store.list().unwrap(), []);
+    }
+
+    #[test]
+    fn end_waits_for_a_sandbox_that_removes_itself() {
+        let root = tempfile::tempdir().unwrap();
+        let store = store(root.path());
+        let dir = store.create(&id("a")).unwrap();
+        let held = lock(&dir).unwrap();
+        std::thread::scope(|scope| {
+            let ended = scope.spawn(|| store.end(&id("a")));
+            remove_dir(&dir).unwrap();
             drop(held);
             ended.join().unwrap().unwrap();
         });

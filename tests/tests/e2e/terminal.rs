@@ -17,7 +17,7 @@ fn shell_in_a_terminal_follows_the_window() {
     terminal.resize(40, 132);
     terminal.ask_until("stty size\n", "40 132");
     // Ctrl-C ends the command in the foreground, not the container.
-    terminal.write("echo $((6*7)) go; sleep 1000\n");
+    terminal.write("sh -c 'echo $((6*7)) go; exec sleep 1000'\n");
     terminal.expect("42 go");
     terminal.write("\x03");
     terminal.write("echo after $((50+4))\n");

@@ -10,7 +10,8 @@ use lazaret_tests::Lazaret;
 /// How long the kernel may take with what nobody waits for: cgroups, namespaces, orphans.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// One line a thing, but for the directories that the first container makes for all. Of processes
+/// One line a thing, but for the directories that the first container makes for all and namespaces
+/// that Docker takes away when it has time. Of processes
 /// their program counts, and of those that stay what they hold open; connections of the tests
 /// themselves come and go.
 const LIST: &str = r#"
@@ -20,7 +21,7 @@ sed 's/^/mount /' /proc/mounts
 find /sys/fs/cgroup -type d | sed 's/^/cgroup /'
 ls /sys/class/net | sed 's/^/interface /'
 readlink /proc/[0-9]*/ns/net /proc/[0-9]*/ns/mnt 2>/dev/null | sort -u | sed 's/:.*//; s/^/namespace /'
-find /run /dev/shm /var/lib/lazaret /tmp -xdev 2>/dev/null | grep -v /run/sshd |
+find /run /dev/shm /var/lib/lazaret /tmp -xdev 2>/dev/null | grep -vE '/run/sshd|/run/docker/netns' |
     grep -vxE '/run/lazaret(/oci|/sandboxes)?' | sed 's/^/file /'
 for pid in $(pgrep -x lazaret-vmm; pgrep -f '^[^ ]*containerd-shim-lazaret-v2'); do
     readlink /proc/$pid/fd/* | sed 's/[0-9]\{2,\}/N/g' | sort | uniq -c | sed "s/^/open in $pid /"

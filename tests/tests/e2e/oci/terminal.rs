@@ -24,7 +24,7 @@ fn run_and_exec_relay_their_terminals() {
     exec.pull_until(21, 71);
     exec.write("test -t 0 && test -t 1 && test -t 2 && exit 3\n");
     exec.status(3);
-    run.write("echo $((6*7)) go; sleep 1000\n");
+    run.write("sh -c 'echo $((6*7)) go; exec sleep 1000'\n");
     run.expect("42 go");
     run.write("\x03");
     run.write("exit 8\n");
