@@ -73,7 +73,7 @@ fn terminal_of_an_exec(engine: &Engine) {
 fn pause_stats_kill_and_wait(engine: &Engine) {
     let name = engine.name("a");
     let script = "trap 'echo asked; exit 21' USR1; i=0
-        while :; do echo $i >/count; i=$((i+1)); sleep 0.1; done";
+        while :; do echo $i >/new; mv /new /count; i=$((i+1)); sleep 0.1; done";
     engine.detached(&name, ["busybox", "sh", "-c", script]);
 
     engine.ok(["pause", &name]);

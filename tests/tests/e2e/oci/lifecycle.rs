@@ -33,6 +33,14 @@ fn verbs_keep_to_the_states() {
         "sed -i 's/echo began/echo changed/' {path}/config.json"
     ));
 
+    oci.call(["pause", id]).success();
+    assert_eq!(oci.status(&bundle), "paused");
+    oci.call(["start", id])
+        .status(1)
+        .stderr_contains("cannot start a container in the paused state");
+    oci.call(["resume", id]).success();
+    assert_eq!(oci.status(&bundle), "created");
+
     oci.call(["start", id]).success();
     assert_eq!(oci.until_written(&bundle, "out"), "began\n");
     assert_eq!(oci.status(&bundle), "running");
