@@ -9,6 +9,7 @@ use lazaret_protocol::agent_ttrpc;
 use rustix::process::Signal;
 use ttrpc::r#async::{Service, TtrpcContext};
 
+use crate::container::list_reply;
 use crate::failure::{Failure, OrFail, Result};
 use crate::network::{HostDns, Network};
 use crate::sandbox::{self, Sandbox};
@@ -209,22 +210,7 @@ impl agent_ttrpc::Agent for Agent {
         request: proto::ContainerRequest,
     ) -> ttrpc::Result<proto::ListProcessesReply> {
         let processes = self.sandbox.container(&request.container_id)?.processes()?;
-        let entries = processes.into_iter().map(|(process, exec_id)| {
-            let mut entry = proto::list_processes_reply::Entry::new();
-            entry.guest_pid = process.pid;
-            entry.exec_id = exec_id;
-            entry.container_pid = process.container_pid;
-            entry.container_parent_pid = process.container_parent_pid;
-            entry.uid = process.uid;
-            entry.command = process.command;
-            entry.terminal = process.terminal;
-            entry.cpu_usec = process.cpu_usec;
-            entry.started_at_ns = process.started_at_ns;
-            entry
-        });
-        let mut reply = proto::ListProcessesReply::new();
-        reply.processes = entries.collect();
-        Ok(reply)
+        Ok(list_reply(processes))
     }
 
     async fn update_container(

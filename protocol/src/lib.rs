@@ -42,6 +42,13 @@ pub const SHARED_TAG: &str = "shared";
 /// is a container's root.
 pub const GUEST_SHARED_DIR: &str = "/run/lazaret/shared";
 
+/// Longest message that the host takes from the agent, bytes. Short, since what is
+/// decoded may take 160 times the memory, of which the sandbox process has little.
+pub const REPLY_MAX: usize = 64 * 1024;
+
+/// Most processes that a list of a container's names.
+pub const PROCESSES_MAX: usize = 2000;
+
 /// I/O port through which the agent powers the guest off.
 pub const POWER_PORT: u16 = 0x604;
 

@@ -7,13 +7,22 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use lazaret_protocol::REPLY_MAX;
+use lazaret_protocol::agent::ListProcessesReply;
+use lazaret_protocol::agent::list_processes_reply::Entry;
+use protobuf::Message as _;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Caps of the protocol, so that a container full of processes with long command
-/// lines still fits one reply.
-pub(crate) const PROCESSES_MAX: usize = 16_384;
 const COMMAND_MAX: u64 = 2048;
-pub(crate) const COMMANDS_MAX: usize = 2 << 20;
+
+/// What a reply has besides its entries: its status.
+const REPLY_OVERHEAD: u64 = 64;
+
+/// An entry's tag and length.
+const ENTRY_OVERHEAD: u64 = 4;
+
+/// A command's tag and length, and what it may add to the entry's.
+const COMMAND_OVERHEAD: u64 = 4;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const USEC_PER_SECOND: u64 = 1_000_000;
@@ -31,6 +40,49 @@ pub(crate) struct Listed {
     pub(crate) terminal: String,
     pub(crate) cpu_usec: u64,
     pub(crate) started_at_ns: u64,
+}
+
+/// Processes with their exec ids, as many as one reply has room for. Their commands go
+/// first: they are empty where there is none left.
+pub(crate) fn reply(processes: Vec<(Listed, String)>) -> ListProcessesReply {
+    let mut room = REPLY_MAX as u64 - REPLY_OVERHEAD;
+    let mut take = |size: u64| {
+        let left = room.checked_sub(size);
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    let mut commands = Vec::new();
+    let mut reply = ListProcessesReply::new();
+    for (mut process, exec_id) in processes {
+        let command = std::mem::take(&mut process.command);
+        let entry = entry(process, exec_id);
+        if !take(entry.compute_size() + ENTRY_OVERHEAD) {
+            break;
+        }
+        reply.processes.push(entry);
+        commands.push(command);
+    }
+    for (entry, command) in reply.processes.iter_mut().zip(commands) {
+        if take(command.len() as u64 + COMMAND_OVERHEAD) {
+            entry.command = command;
+        }
+    }
+    reply
+}
+
+fn entry(process: Listed, exec_id: String) -> Entry {
+    Entry {
+        guest_pid: process.pid,
+        exec_id,
+        container_pid: process.container_pid,
+        container_parent_pid: process.container_parent_pid,
+        uid: process.uid,
+        command: process.command,
+        terminal: process.terminal,
+        cpu_usec: process.cpu_usec,
+        started_at_ns: process.started_at_ns,
+        ..Entry::default()
+    }
 }
 
 /// Looks a process up; nothing but its number where it has ended.
@@ -163,6 +215,49 @@ mod tests {
         assert_eq!(terminal(34820), "pts/4");
         assert_eq!(terminal(34816 + 0x10_0001), "pts/257");
         assert_eq!(terminal(1025), "?");
+    }
+
+    #[test]
+    fn longest_list_fits_a_reply() {
+        let longest = |pid| Listed {
+            pid,
+            container_pid: u32::MAX,
+            container_parent_pid: u32::MAX,
+            uid: u32::MAX,
+            command: "x".repeat(2048),
+            terminal: "pts/1048575".to_owned(),
+            cpu_usec: u64::MAX,
+            started_at_ns: u64::MAX,
+        };
+        for (count, exec_id_len) in [(100, 72), (2000, 0), (2000, 72)] {
+            let pids = u32::MAX - count..u32::MAX;
+            let listed = pids.map(|pid| (longest(pid), "e".repeat(exec_id_len)));
+            let mut response = ttrpc::Response::new();
+            response.payload = reply(listed.collect()).write_to_bytes().unwrap();
+            let size = response.compute_size();
+            let most = REPLY_MAX as u64;
+            assert!((most - 4096..=most).contains(&size), "{size}");
+        }
+    }
+
+    #[test]
+    fn many_processes_cost_commands_first() {
+        let process = |pid| Listed {
+            pid,
+            container_pid: pid,
+            container_parent_pid: 1,
+            command: "x".repeat(2048),
+            started_at_ns: 1 << 60,
+            ..Listed::default()
+        };
+        let listed = (1..=1000).map(|pid| (process(pid), String::new()));
+        let reply = reply(listed.collect());
+        assert_eq!(reply.processes.len(), 1000);
+        let whole = reply
+            .processes
+            .iter()
+            .filter(|one| one.command.len() == 2048);
+        assert!((1..100).contains(&whole.count()));
     }
 
     #[test]

@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lazaret_protocol::PROCESSES_MAX;
 use oci_spec::runtime::{
     ExecCPUAffinity, Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec,
 };
@@ -49,7 +50,7 @@ use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Signal;
 
-pub(crate) use listing::Listed;
+pub(crate) use listing::{Listed, reply as list_reply};
 pub(crate) use mount::{Attributes, Reach, attach, clone_tree, new_file_system, set_attributes};
 pub(crate) use process::Process;
 pub use stage::{is_stage, run as run_stage};
@@ -379,17 +380,8 @@ impl Container {
             known.unwrap_or_default()
         };
         let pids = self.cgroup.processes()?;
-        let pids = pids.into_iter().take(listing::PROCESSES_MAX);
-        let mut room = listing::COMMANDS_MAX;
-        let entry = |pid: u32| {
-            let mut listed = listing::look_up(pid);
-            match room.checked_sub(listed.command.len()) {
-                Some(left) => room = left,
-                None => listed.command.clear(),
-            }
-            (listed, name(pid))
-        };
-        Ok(pids.map(entry).collect())
+        let pids = pids.into_iter().take(PROCESSES_MAX);
+        Ok(pids.map(|pid| (listing::look_up(pid), name(pid))).collect())
     }
 
     /// Changes limits; what the resources leave out stays as it is.

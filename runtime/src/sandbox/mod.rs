@@ -38,7 +38,7 @@ pub use event::{Event, EventSink};
 pub use log::SandboxLog;
 pub use request::{CreateRequest, ExecRequest, ProcessState, read_spec};
 
-use crate::agent::{AgentClient, GuestPorts};
+use crate::agent::{AgentClient, AgentError, GuestPorts};
 use crate::config::Config;
 use crate::container::Container;
 use crate::network::Network;
@@ -243,8 +243,11 @@ impl Sandbox {
     }
 
     /// Without its agent a microVM is of no use, and ends. Returns why.
-    pub async fn lost_agent(&self) -> SandboxError {
-        self.fail(Fault::AgentLost);
+    pub async fn lost_agent(&self, how: &AgentError) -> SandboxError {
+        self.fail(match how {
+            AgentError::Lost => Fault::AgentLost,
+            how => Fault::Misbehaved(how.to_string()),
+        });
         SandboxError::Ended(self.ended().await.to_string())
     }
 

@@ -51,7 +51,9 @@ impl TaskService {
         let done = call(Arc::clone(&sandbox));
         let explained = async move {
             match done.await {
-                Err(SandboxError::Agent(AgentError::Lost)) => Err(sandbox.lost_agent().await),
+                Err(SandboxError::Agent(err @ (AgentError::Lost | AgentError::TooLong(_)))) => {
+                    Err(sandbox.lost_agent(&err).await)
+                }
                 result => result,
             }
         };

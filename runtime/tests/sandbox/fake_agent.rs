@@ -415,7 +415,12 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: ContainerRequest,
     ) -> Result<ListProcessesReply> {
-        Ok(ListProcessesReply::default())
+        let mut reply = ListProcessesReply::default();
+        if self.scenario == "swollen" {
+            // Below ttrpc's own bound, and a hundred times that when decoded.
+            reply.processes = vec![list_processes_reply::Entry::default(); 2_000_000];
+        }
+        Ok(reply)
     }
 
     async fn container_stats(

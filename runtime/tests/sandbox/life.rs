@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use containerd_shim_protos::api::{
-    PauseRequest, ResumeRequest, StateRequest, StatsRequest, Status, UpdateTaskRequest,
+    PauseRequest, PidsRequest, ResumeRequest, StateRequest, StatsRequest, Status, UpdateTaskRequest,
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use lazaret_runtime::sandbox::state::ContainerStatus;
@@ -491,6 +491,53 @@ async fn a_detached_container_ends_by_itself_and_its_result_is_handed_on() {
     sandbox.nothing_is_left().await;
 }
 
+/// The sandbox process has never had much.
+fn assert_little_memory(sandbox: &Box_) {
+    let pid = sandbox.state().unwrap().pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    let kib: u64 = peak
+        .split_ascii_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(kib < 64 * 1024, "{peak}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_ends_the_microvm() {
+    let mut sandbox = Box_::new("swollen", ENGINE);
+    sandbox.spec(&["sleep"], |_| {});
+    let client = sandbox.client().await;
+    let create = create_request(&sandbox.path("bundle"));
+    client.create(context(), &create).await.unwrap();
+    client.start(context(), &start_request("")).await.unwrap();
+    sandbox.note_pids();
+    let request = PidsRequest {
+        id: ID.to_owned(),
+        ..PidsRequest::default()
+    };
+    let listed = client.pids(context(), &request).await;
+    let (_, text) = refusal(listed.map(|reply| reply.processes.len()));
+    let expected = "bytes, more than the 65536 allowed";
+    assert!(text.contains(expected), "{text}");
+    let exit = client.wait(context(), &wait_request("")).await.unwrap();
+    assert_eq!(exit.exit_status, 137);
+    let reason = sandbox.state().unwrap().containers[ID].clone().reason;
+    assert!(reason.unwrap().contains(expected));
+    assert_little_memory(&sandbox);
+    client.delete(context(), &delete_request("")).await.unwrap();
+    client
+        .shutdown(context(), &shutdown_request())
+        .await
+        .unwrap();
+    sandbox.nothing_is_left().await;
+}
+
 #[tokio::test]
 async fn a_flooding_guest_is_bounded() {
     let mut sandbox = Box_::new("flood", ENGINE);
@@ -506,19 +553,7 @@ async fn a_flooding_guest_is_bounded() {
     assert_eq!(exit.exit_status, 137);
     let log = std::fs::metadata(sandbox.sandbox_dir().join("sandbox.log")).unwrap();
     assert!(log.len() <= 1024 * 1024, "{}", log.len());
-    let pid = sandbox.state().unwrap().pid;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM"))
-        .unwrap();
-    let kib: u64 = peak
-        .split_ascii_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!(kib < 64 * 1024, "{peak}");
+    assert_little_memory(&sandbox);
     client.delete(context(), &delete_request("")).await.unwrap();
     client
         .shutdown(context(), &shutdown_request())

@@ -1,7 +1,9 @@
 //! The agent as the sandbox process sees it: how it is met, asked and lost.
 //!
 //! It lives in the guest and is not trusted: what it sends is bounded in size
-//! (ttrpc refuses messages above 4 MiB), in time, and in what its texts may hold.
+//! ([`frames`]), in time, and in what its texts may hold.
+
+mod frames;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use lazaret_protocol::agent::{
     list_processes_reply::Entry,
 };
 use lazaret_protocol::agent_ttrpc::AgentClient as Ttrpc;
-use lazaret_protocol::{HELLO_LINE_MAX, Hello, HelloError, ports};
+use lazaret_protocol::{HELLO_LINE_MAX, Hello, HelloError, PROCESSES_MAX, REPLY_MAX, ports};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -25,6 +27,7 @@ use ttrpc::context::{self, Context};
 use ttrpc::{Code, Error as TtrpcError};
 
 use crate::sandbox::plan::GuestDisk;
+use frames::{Breach, Frames};
 
 /// How long an answer may take that needs the guest only to do something small.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -37,9 +40,6 @@ const OK_LINE_MAX: usize = 16;
 
 /// Longest text of the agent that is passed on.
 const TEXT_MAX: usize = 2048;
-
-/// Most processes the agent can name.
-const PROCESSES_MAX: usize = 16_384;
 
 /// Entropy for the guest's random number generator, bytes.
 const ENTROPY_LEN: usize = 64;
@@ -65,6 +65,9 @@ pub enum AgentError {
     Deadline(&'static str),
     #[error("the connection to the agent is lost")]
     Lost,
+    /// The connection is no more.
+    #[error("the agent sent a message of {0} bytes, more than the {REPLY_MAX} allowed")]
+    TooLong(usize),
     #[error("the agent's answer to {0} is not understood")]
     Nonsense(&'static str),
 }
@@ -179,6 +182,7 @@ impl ProcessName<'_> {
 #[derive(Clone)]
 pub struct AgentClient {
     ttrpc: Ttrpc,
+    breach: Breach,
 }
 
 impl std::fmt::Debug for AgentClient {
@@ -190,8 +194,11 @@ impl std::fmt::Debug for AgentClient {
 impl AgentClient {
     pub async fn connect(ports: &GuestPorts) -> Result<Self, AgentError> {
         let (stream, _) = ports.connect(ports::AGENT).await?;
+        let frames = Frames::new(stream);
+        let breach = frames.breach();
         Ok(Self {
-            ttrpc: Ttrpc::new(Client::new(Socket::from(stream))),
+            ttrpc: Ttrpc::new(Client::new(Socket::new(frames))),
+            breach,
         })
     }
 
@@ -212,7 +219,7 @@ impl AgentClient {
             ..SetupSandboxRequest::default()
         };
         let reply = self.ttrpc.setup_sandbox(within(CALL_DEADLINE), &request);
-        let reply = answer("SetupSandbox", reply.await)?;
+        let reply = self.answer("SetupSandbox", reply.await)?;
         tracing::info!(kernel = clean(&reply.kernel_release), "agent ready");
         Ok(())
     }
@@ -223,7 +230,7 @@ impl AgentClient {
         request: &ConfigureNetworkRequest,
     ) -> Result<(), AgentError> {
         let reply = self.ttrpc.configure_network(within(CALL_DEADLINE), request);
-        answer("ConfigureNetwork", reply.await).map(drop)
+        self.answer("ConfigureNetwork", reply.await).map(drop)
     }
 
     /// Makes the disks in these block slots usable; says what they are called.
@@ -234,7 +241,7 @@ impl AgentClient {
             ..StartDisksRequest::default()
         };
         let reply = self.ttrpc.start_disks(within(CALL_DEADLINE), &request);
-        let disks = answer("StartDisks", reply.await)?.disks;
+        let disks = self.answer("StartDisks", reply.await)?.disks;
         let disks: Option<Vec<_>> = disks.iter().map(guest_disk).collect();
         disks
             .filter(|disks| disks.len() == wanted)
@@ -258,7 +265,7 @@ impl AgentClient {
         let reply = self
             .ttrpc
             .create_container(within(LONG_CALL_DEADLINE), &request);
-        answer("CreateContainer", reply.await).map(drop)
+        self.answer("CreateContainer", reply.await).map(drop)
     }
 
     pub async fn create_process(
@@ -277,7 +284,7 @@ impl AgentClient {
         let reply = self
             .ttrpc
             .create_process(within(LONG_CALL_DEADLINE), &request);
-        answer("CreateProcess", reply.await).map(drop)
+        self.answer("CreateProcess", reply.await).map(drop)
     }
 
     pub async fn start_process(&self, name: ProcessName<'_>) -> Result<(), AgentError> {
@@ -285,7 +292,7 @@ impl AgentClient {
         let reply = self
             .ttrpc
             .start_process(within(LONG_CALL_DEADLINE), &request);
-        answer("StartProcess", reply.await).map(drop)
+        self.answer("StartProcess", reply.await).map(drop)
     }
 
     /// The only call without a deadline: it answers when the process has ended.
@@ -297,7 +304,7 @@ impl AgentClient {
             .ttrpc
             .wait_process(Context::default(), &name.request())
             .await;
-        answer("WaitProcess", reply)
+        self.answer("WaitProcess", reply)
     }
 
     pub async fn signal(
@@ -314,7 +321,7 @@ impl AgentClient {
             ..SignalProcessRequest::default()
         };
         let reply = self.ttrpc.signal_process(within(CALL_DEADLINE), &request);
-        answer("SignalProcess", reply.await).map(drop)
+        self.answer("SignalProcess", reply.await).map(drop)
     }
 
     pub async fn resize(
@@ -331,25 +338,25 @@ impl AgentClient {
             ..ResizeTerminalRequest::default()
         };
         let reply = self.ttrpc.resize_terminal(within(CALL_DEADLINE), &request);
-        answer("ResizeTerminal", reply.await).map(drop)
+        self.answer("ResizeTerminal", reply.await).map(drop)
     }
 
     pub async fn close_stdin(&self, name: ProcessName<'_>) -> Result<(), AgentError> {
         let request = name.request();
         let reply = self.ttrpc.close_stdin(within(CALL_DEADLINE), &request);
-        answer("CloseStdin", reply.await).map(drop)
+        self.answer("CloseStdin", reply.await).map(drop)
     }
 
     pub async fn pause(&self, container: &str) -> Result<(), AgentError> {
         let request = container_request(container);
         let reply = self.ttrpc.pause_container(within(CALL_DEADLINE), &request);
-        answer("PauseContainer", reply.await).map(drop)
+        self.answer("PauseContainer", reply.await).map(drop)
     }
 
     pub async fn resume(&self, container: &str) -> Result<(), AgentError> {
         let request = container_request(container);
         let reply = self.ttrpc.resume_container(within(CALL_DEADLINE), &request);
-        answer("ResumeContainer", reply.await).map(drop)
+        self.answer("ResumeContainer", reply.await).map(drop)
     }
 
     /// Changes limits in the guest; `resources` is `linux.resources` of the OCI spec.
@@ -360,13 +367,13 @@ impl AgentClient {
             ..UpdateContainerRequest::default()
         };
         let reply = self.ttrpc.update_container(within(CALL_DEADLINE), &request);
-        answer("UpdateContainer", reply.await).map(drop)
+        self.answer("UpdateContainer", reply.await).map(drop)
     }
 
     pub async fn processes(&self, container: &str) -> Result<Vec<Entry>, AgentError> {
         let request = container_request(container);
         let reply = self.ttrpc.list_processes(within(CALL_DEADLINE), &request);
-        let mut processes = answer("ListProcesses", reply.await)?.processes;
+        let mut processes = self.answer("ListProcesses", reply.await)?.processes;
         processes.truncate(PROCESSES_MAX);
         for process in &mut processes {
             process.command = clean(&process.command);
@@ -378,13 +385,13 @@ impl AgentClient {
     pub async fn stats(&self, container: &str) -> Result<ContainerStatsReply, AgentError> {
         let request = container_request(container);
         let reply = self.ttrpc.container_stats(within(CALL_DEADLINE), &request);
-        answer("ContainerStats", reply.await)
+        self.answer("ContainerStats", reply.await)
     }
 
     pub async fn delete(&self, name: ProcessName<'_>) -> Result<(), AgentError> {
         let request = name.request();
         let reply = self.ttrpc.delete(within(LONG_CALL_DEADLINE), &request);
-        answer("Delete", reply.await).map(drop)
+        self.answer("Delete", reply.await).map(drop)
     }
 
     /// Has the guest's kernel forget the shared files that nobody in it uses.
@@ -393,7 +400,7 @@ impl AgentClient {
         let reply = self
             .ttrpc
             .forget_files(within(LONG_CALL_DEADLINE), &request);
-        answer("ForgetFiles", reply.await)?;
+        self.answer("ForgetFiles", reply.await)?;
         Ok(())
     }
 
@@ -401,10 +408,29 @@ impl AgentClient {
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::default();
         let reply = self.ttrpc.shutdown(within(CALL_DEADLINE), &request);
-        match answer("Shutdown", reply.await) {
+        match self.answer("Shutdown", reply.await) {
             Ok(_) | Err(AgentError::Lost) => Ok(()),
             Err(err) => Err(err),
         }
+    }
+
+    fn answer<T>(
+        &self,
+        call: &'static str,
+        result: Result<T, TtrpcError>,
+    ) -> Result<T, AgentError> {
+        result.map_err(|err| match err {
+            TtrpcError::RpcStatus(status) => AgentError::Refused {
+                code: status.code(),
+                message: clean(status.message()),
+            },
+            TtrpcError::Others(text) if text == DEADLINE_TEXT => AgentError::Deadline(call),
+            TtrpcError::Others(_) => AgentError::Nonsense(call),
+            _ => self
+                .breach
+                .get()
+                .map_or(AgentError::Lost, |length| AgentError::TooLong(*length)),
+        })
     }
 }
 
@@ -417,18 +443,6 @@ fn container_request(container: &str) -> ContainerRequest {
 
 fn within(deadline: Duration) -> Context {
     context::with_duration(deadline)
-}
-
-fn answer<T>(call: &'static str, result: Result<T, TtrpcError>) -> Result<T, AgentError> {
-    result.map_err(|err| match err {
-        TtrpcError::RpcStatus(status) => AgentError::Refused {
-            code: status.code(),
-            message: clean(status.message()),
-        },
-        TtrpcError::Others(text) if text == DEADLINE_TEXT => AgentError::Deadline(call),
-        TtrpcError::Others(_) => AgentError::Nonsense(call),
-        _ => AgentError::Lost,
-    })
 }
 
 /// ttrpc has no variant for its own deadline.
