@@ -141,21 +141,30 @@ impl Args {
     }
 }
 
-/// Reads whole lines; one that is still being written is waited for.
+/// Reads whole lines; one that is still being written is waited for. Those that a full
+/// disk or a killed writer has damaged are passed over.
 struct LogReader {
     input: BufReader<File>,
     partial: Vec<u8>,
 }
 
 impl LogReader {
-    fn next(&mut self) -> Result<Option<Line>, Failure> {
-        self.input.read_until(b'\n', &mut self.partial)?;
-        if self.partial.last() != Some(&b'\n') {
-            return Ok(None);
+    fn next(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            self.input.read_until(b'\n', &mut self.partial)?;
+            if self.partial.last() != Some(&b'\n') {
+                return Ok(None);
+            }
+            let line = serde_json::from_slice(&self.partial).ok();
+            self.partial.clear();
+            if line.is_some() {
+                return Ok(line);
+            }
+            writeln!(
+                io::stderr(),
+                "Warning: a damaged line of the log is left out"
+            )?;
         }
-        let line = serde_json::from_slice(&self.partial)?;
-        self.partial.clear();
-        Ok(Some(line))
     }
 }
 
@@ -232,6 +241,28 @@ mod tests {
         assert!(log.next().unwrap().is_none());
         file.write_all(b"out\",\"time\":\"t\"}\n").unwrap();
         assert_eq!(log.next().unwrap().unwrap().log, "half");
+    }
+
+    #[test]
+    fn a_damaged_line_is_passed_over() {
+        let (_directory, path) = log(2);
+        let mut file = File::options().append(true).open(&path).unwrap();
+        let record = br#"{"log":"next","stream":"stdout","time":"t"}"#;
+        file.write_all(b"{\"log\":\"ha\n\n").unwrap();
+        file.write_all(&[record, b"\n".as_slice()].concat())
+            .unwrap();
+        assert_eq!(read(&path, Tail::All), ["line 0\n", "line 1\n", "next"]);
+        assert_eq!(read(&path, Tail::Lines(1)), ["next"]);
+
+        let mut log = args(Tail::Lines(0)).open(&path).unwrap().unwrap();
+        file.write_all(br#"{"log":"torn"#).unwrap();
+        assert!(log.next().unwrap().is_none());
+        // The writer finds room again.
+        file.write_all(b"\n").unwrap();
+        assert!(log.next().unwrap().is_none());
+        file.write_all(&[record, b"\n".as_slice()].concat())
+            .unwrap();
+        assert_eq!(log.next().unwrap().unwrap().log, "next");
     }
 
     #[test]

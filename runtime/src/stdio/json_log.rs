@@ -4,10 +4,13 @@
 //! A line of output longer than [`PIECE_MAX`] is logged in pieces, of which only
 //! the last ends in a newline; so does output without a newline at its end.
 //! Bytes that are not UTF-8 become U+FFFD.
+//!
+//! A record that could be written in part only, as on a full disk, is a damaged line of
+//! its own: the next one begins a new line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -18,7 +21,15 @@ const PIECE_MAX: usize = 16 * 1024;
 /// A log file; the two streams of a container share it.
 #[derive(Debug)]
 pub struct JsonLog {
-    file: Mutex<File>,
+    records: Mutex<Records<File>>,
+}
+
+/// Where records go.
+#[derive(Debug)]
+struct Records<W> {
+    file: W,
+    /// The last line has no end.
+    torn: bool,
 }
 
 /// One stream of a container, `stdout` or `stderr`.
@@ -39,8 +50,10 @@ impl JsonLog {
             .create(true)
             .mode(0o640)
             .open(path)?;
+        // The last writer may have been killed.
+        let torn = is_torn(path, &file)?;
         Ok(Arc::new(Self {
-            file: Mutex::new(file),
+            records: Mutex::new(Records { file, torn }),
         }))
     }
 
@@ -96,11 +109,48 @@ impl LogStream {
         if self.encoded.is_empty() {
             return Ok(());
         }
-        let mut file = self.log.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = file.write_all(&self.encoded);
+        let records = &self.log.records;
+        let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = records.append(&self.encoded);
         self.encoded.clear();
         result
     }
+}
+
+impl<W: Write> Records<W> {
+    fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        if self.torn {
+            self.write(b"\n")?;
+        }
+        self.write(records)
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    let (written, rest) = bytes.split_at(count);
+                    self.torn = !written.ends_with(b"\n");
+                    bytes = rest;
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file's last line has no end.
+fn is_torn(path: &Path, file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    File::open(path)?.read_exact_at(&mut last, metadata.len() - 1)?;
+    Ok(last != *b"\n")
 }
 
 /// RFC 3339 with as many decimals as there are, as Go's `RFC3339Nano` has it.
@@ -220,6 +270,79 @@ mod tests {
     #[test]
     fn bytes_that_are_not_utf8_are_replaced_one_by_one() {
         assert_eq!(texts(&[b"a\xff\xfeb\n"]), ["a\u{fffd}\u{fffd}b\n"]);
+    }
+
+    /// A disk with so much room.
+    struct Disk {
+        content: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room);
+            if count == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.content.extend_from_slice(&bytes[..count]);
+            self.room -= count;
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_record_after_a_torn_one_has_a_line_of_its_own() {
+        let log = |room| {
+            let content = Vec::new();
+            let file = Disk { content, room };
+            let mut records = Records { file, torn: false };
+            assert!(records.append(b"{one}\n{two}\n").is_err());
+            // Still full.
+            assert!(records.append(b"{lost}\n").is_err());
+            records.file.room = usize::MAX;
+            records.append(b"{three}\n").unwrap();
+            records.append(b"{four}\n").unwrap();
+            String::from_utf8(records.file.content).unwrap()
+        };
+        assert_eq!(log(0), "{three}\n{four}\n");
+        assert_eq!(log(3), "{on\n{three}\n{four}\n");
+        assert_eq!(log(6), "{one}\n{three}\n{four}\n");
+        assert_eq!(log(10), "{one}\n{two\n{three}\n{four}\n");
+        assert_eq!(log(11), "{one}\n{two}\n{three}\n{four}\n");
+    }
+
+    #[test]
+    fn what_a_killed_writer_has_left_is_kept_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c-json.log");
+        let write = |text: &[u8]| {
+            let mut stream = JsonLog::open(&path).unwrap().stream("stdout");
+            stream.write(text).unwrap();
+        };
+        write(b"one\n");
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(br#"{"log":"ha"#).unwrap();
+        write(b"two\n");
+        write(b"three\n");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[0].starts_with(r#"{"log":"one\n""#));
+        assert_eq!(lines[1], r#"{"log":"ha"#);
+        assert!(lines[2].starts_with(r#"{"log":"two\n""#));
+        assert!(lines[3].starts_with(r#"{"log":"three\n""#));
+    }
+
+    #[test]
+    fn a_log_need_not_be_a_regular_file() {
+        let mut stream = JsonLog::open(Path::new("/dev/null"))
+            .unwrap()
+            .stream("stdout");
+        stream.write(b"one\n").unwrap();
     }
 
     #[test]
