@@ -7,11 +7,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, major, minor, open};
 use rustix::io::Errno;
 use serde_json::Value;
 use thiserror::Error;
+use tokio::time::timeout;
 
 use super::id::ContainerId;
 use super::plan::{Disk, DiskSource, place};
@@ -20,6 +22,12 @@ use crate::vm::{BackendError, VmHandle};
 
 /// Block slots of a microVM for an engine's container.
 pub(super) const SLOTS: u8 = 4;
+
+/// A VMM that is told to connect a disk answers at once.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Before a disk is disconnected its last requests are done, which a slow one delays.
+const DISCONNECT_DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Error)]
 pub enum DiskError {
@@ -48,6 +56,11 @@ pub enum DiskError {
     InUse { path: PathBuf },
     #[error("disk {}", path.display())]
     Connect { path: PathBuf, source: BackendError },
+    #[error(
+        "disk {} cannot be connected: the virtual machine monitor does not answer",
+        path.display()
+    )]
+    Silent { path: PathBuf },
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
@@ -75,9 +88,12 @@ impl DiskSlots {
         for disk in disks {
             let (path, file) = open_disk(disk)?;
             let slot = self.take(container, slots)?;
-            vm.connect_block(slot, file, disk.read_only)
-                .await
-                .map_err(|source| DiskError::Connect { path, source })?;
+            let connected = vm.connect_block(slot, file, disk.read_only);
+            match timeout(CONNECT_DEADLINE, connected).await {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => return Err(DiskError::Connect { path, source }),
+                Err(_) => return Err(DiskError::Silent { path }),
+            }
             taken.push(u32::from(slot));
         }
         let placed = agent.start_disks(taken).await?;
@@ -93,10 +109,16 @@ impl DiskSlots {
             of_container.map(|(slot, _)| *slot).collect()
         };
         for slot in slots {
-            match vm.disconnect_block(slot).await {
-                Ok(()) | Err(BackendError::Ended(_)) => drop(self.used().remove(&slot)),
-                Err(err @ BackendError::Refused(_)) => {
+            match timeout(DISCONNECT_DEADLINE, vm.disconnect_block(slot)).await {
+                Ok(Ok(()) | Err(BackendError::Ended(_))) => drop(self.used().remove(&slot)),
+                Ok(Err(err @ BackendError::Refused(_))) => {
                     tracing::warn!("block slot {slot} is lost: {err}");
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        "block slot {slot} is lost, and its disk in use until the microVM ends: \
+                         the virtual machine monitor does not answer"
+                    );
                 }
             }
         }

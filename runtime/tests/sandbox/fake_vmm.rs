@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use lazaret_protocol::{Hello, ports};
 use lazaret_vmm::config::{VmConfig, VmFds};
-use lazaret_vmm::control::{ControlSocket, ExitReason, VmmEvent, VmmRequest};
+use lazaret_vmm::control::{BackendChange, ControlSocket, ExitReason, VmmEvent, VmmRequest};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -68,10 +68,13 @@ async fn run(scenario: &str) {
     }
     control.send(&VmmEvent::Started, &[]).unwrap();
     let requests = Arc::clone(&control);
+    let takes_no_disk = scenario == "takes-no-disk";
     std::thread::spawn(move || {
         let mut taps = Taps::default();
         loop {
             match requests.recv::<VmmRequest>() {
+                Ok(Some((VmmRequest::Backend { change, .. }, _)))
+                    if takes_no_disk && matches!(change, BackendChange::ConnectBlock { .. }) => {}
                 Ok(Some((VmmRequest::Backend { id, change }, fds))) => {
                     taps.change(change, fds);
                     let refusal = None;

@@ -263,6 +263,39 @@ async fn a_microvm_that_does_not_come_up_says_why() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_does_not_take_a_disk_is_ended() {
+    let mut sandbox = Box_::new("takes-no-disk", ENGINE);
+    let image = sandbox.path("image");
+    std::fs::write(&image, "").unwrap();
+    sandbox.spec(&["exit", "0"], |spec| {
+        let disk = serde_json::json!({
+            "type": "ext4", "source": image, "destination": "/disk",
+        });
+        spec["mounts"].as_array_mut().unwrap().push(disk);
+    });
+    let client = sandbox.client().await;
+    let create = create_request(&sandbox.path("bundle"));
+    let (_, text) = refusal(client.create(context(), &create).await);
+    let expected = "image cannot be connected: the virtual machine monitor does not answer";
+    assert!(text.contains(expected), "{text}");
+    sandbox
+        .wait_for("the microVM's end", || {
+            sandbox.state().unwrap().vmm_pid.is_none()
+        })
+        .await;
+    assert!(sandbox.state().unwrap().containers.is_empty());
+    let image = std::fs::File::open(&image).unwrap();
+    image.try_lock().unwrap();
+    assert!(sandbox.sandbox_log().contains(expected));
+    sandbox.note_pids();
+    client
+        .shutdown(context(), &shutdown_request())
+        .await
+        .unwrap();
+    sandbox.nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn a_plan_that_cannot_be_honoured_is_refused_by_name() {
     type Change = fn(&mut serde_json::Value);
     let cases: [(Change, &str); 4] = [

@@ -7,16 +7,17 @@ use serde_json::Value;
 use ttrpc::Code;
 
 use super::{CreateRequest, Target, read_spec};
-use crate::agent::AgentError;
+use crate::agent::{AgentClient, AgentError};
 use crate::container::Container;
 use crate::hooks::{HookKind, HookState, hooks_of, run_hooks};
 use crate::network::resolv_conf;
 use crate::process::{Exit, Process, Stage};
 use crate::sandbox::cgroup::CgroupLimits;
+use crate::sandbox::disks::DiskError;
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::kind_of;
-use crate::sandbox::plan::{ContainerPlan, plan_container};
-use crate::sandbox::{Chain, Close, Event, Sandbox, SandboxError};
+use crate::sandbox::plan::{ContainerPlan, Disk, plan_container};
+use crate::sandbox::{Chain, Close, Event, Fault, Sandbox, SandboxError};
 use crate::stdio::{HostEnds, JsonLog, StdioPaths};
 
 impl Sandbox {
@@ -103,12 +104,7 @@ impl Sandbox {
         let mut spec = run_hooks_of_create(id, &request.bundle, spec).await?;
 
         let agent = self.agent().await?;
-        if let Some(vmm) = self.vmm.get() {
-            let slots = vmm.block_slots;
-            self.disks
-                .give(id, &disks, &mut spec, &vmm.handle, slots, &agent)
-                .await?;
-        }
+        self.give_disks(id, &disks, &mut spec, &agent).await?;
         let spec_json = spec.to_string().into_bytes();
         // The container's settings may be of its interfaces.
         self.update_network(&agent).await?;
@@ -126,6 +122,25 @@ impl Sandbox {
         };
         tokio::spawn(Arc::clone(self).attend(agent, target));
         Ok(())
+    }
+
+    async fn give_disks(
+        &self,
+        id: &ContainerId,
+        disks: &[Disk],
+        spec: &mut Value,
+        agent: &AgentClient,
+    ) -> Result<(), SandboxError> {
+        let Some(vmm) = self.vmm.get() else {
+            return Ok(());
+        };
+        let slots = vmm.block_slots;
+        let given = self.disks.give(id, disks, spec, &vmm.handle, slots, agent);
+        let given = given.await;
+        if let Err(err @ DiskError::Silent { .. }) = &given {
+            self.fail(Fault::Misbehaved(err.to_string()));
+        }
+        Ok(given?)
     }
 
     /// Whether a bundle's is the container that the microVM was planned for.
