@@ -184,14 +184,15 @@ impl SharedDir {
     }
 
     /// Unmounts what [`mount_container`](Self::mount_container) has mounted and
-    /// removes the mount points.
+    /// removes the mount points: all that it can. Returns what failed first.
     pub fn unmount_container(&self, mounts: ContainerMounts) -> Result<(), MountError> {
+        let mut result = Ok(());
         for path in mounts.mounted.into_iter().rev() {
-            unmount(&path, UnmountFlags::DETACH)
-                .map_err(|source| MountError::Unmount { path, source })?;
+            let unmounted = unmount(&path, UnmountFlags::DETACH);
+            result = result.and(unmounted.map_err(|source| MountError::Unmount { path, source }));
         }
         let below = Path::new(mounts.dir.file_name().unwrap_or_default());
-        self.remove_below(below)
+        result.and(self.remove_below(below))
     }
 
     /// The mount points go through the writable side, one known level after the
@@ -270,6 +271,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
     open(path, flags, Mode::empty())
 }
 
+/// After an error the target is what it was.
 fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Result<(), MountError> {
     let result = if recursive {
         mount_bind_recursive(source, target)
@@ -278,11 +280,13 @@ fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Resul
     };
     result
         .and_then(|()| {
-            if read_only {
-                make_read_only(target)
-            } else {
-                Ok(())
+            if !read_only {
+                return Ok(());
             }
+            make_read_only(target).inspect_err(|_| {
+                // What failed first is what counts.
+                let _ = unmount(target, UnmountFlags::DETACH);
+            })
         })
         .map_err(|err| MountError::Mount {
             kind: "bind".to_owned(),

@@ -18,6 +18,7 @@ mod fake_tap;
 mod fake_vmm;
 mod harness;
 mod life;
+mod mounts;
 mod network;
 mod oci;
 mod streams;
