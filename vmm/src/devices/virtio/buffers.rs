@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestMemory as _, GuestMemoryMmap, VolatileSlice};
 
 /// A chain as the devices of this crate take it from a queue.
@@ -49,24 +50,35 @@ impl<'m> Buffers<'m> {
     }
 
     fn of(chain: Chain<'m>, memory: &'m GuestMemoryMmap, writable: bool) -> Result<Self, BadChain> {
-        let mut slices = Vec::with_capacity(2);
-        let mut len = 0;
+        let mut buffers = Self {
+            slices: Vec::with_capacity(2),
+            len: 0,
+        };
         for (at, descriptor) in chain.enumerate() {
             if at == DESCRIPTORS_MAX {
                 return Err(BadChain::TooLong);
             }
-            if descriptor.is_write_only() != writable {
-                continue;
-            }
-            // A u32 fits: this VMM is for 64-bit hosts.
-            let bytes = descriptor.len() as usize;
-            for slice in memory.get_slices(descriptor.addr(), bytes) {
-                let slice = slice.map_err(|_| BadChain::OutsideMemory)?;
-                len += slice.len();
-                slices.push(slice);
+            if descriptor.is_write_only() == writable {
+                buffers.push(&descriptor, memory)?;
             }
         }
-        Ok(Self { slices, len })
+        Ok(buffers)
+    }
+
+    /// Adds the memory of one descriptor to the end.
+    pub fn push(
+        &mut self,
+        descriptor: &Descriptor,
+        memory: &'m GuestMemoryMmap,
+    ) -> Result<(), BadChain> {
+        // A u32 fits: this VMM is for 64-bit hosts.
+        let bytes = descriptor.len() as usize;
+        for slice in memory.get_slices(descriptor.addr(), bytes) {
+            let slice = slice.map_err(|_| BadChain::OutsideMemory)?;
+            self.len += slice.len();
+            self.slices.push(slice);
+        }
+        Ok(())
     }
 
     pub fn len(&self) -> usize {

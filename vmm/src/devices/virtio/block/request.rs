@@ -6,10 +6,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
 use super::{DISCARD_SECTORS_MAX, SECTOR, SEGMENT_SIZE_MAX, SEGMENTS_MAX, ZEROES_SECTORS_MAX};
-use crate::devices::virtio::buffers::{Buffers, Chain};
+use crate::devices::virtio::buffers::{Buffers, Chain, DESCRIPTORS_MAX};
 
 /// Type, a reserved word, sector.
 const HEADER_LEN: usize = 16;
@@ -77,22 +78,55 @@ impl<'m> Request<'m> {
         memory: &'m GuestMemoryMmap,
         limits: Limits,
     ) -> Option<Self> {
-        let mut writable = Buffers::writable(chain.clone(), memory).ok()?;
-        let answer_len = writable.len();
-        let last = chain
-            .clone()
-            .filter(|part| part.is_write_only() && part.len() > 0)
-            .last()?;
-        let status = last.addr().checked_add(u64::from(last.len()) - 1)?;
-        writable.truncate(answer_len - 1);
-        let operation = match Buffers::readable(chain, memory) {
-            Ok(readable) => operation(readable, writable, limits),
-            Err(_) => Err(Status::Failed),
-        };
+        let mut parts = Parts::of(chain, memory)?;
+        let answer_len = parts.writable.len();
+        parts.writable.truncate(answer_len - 1);
+        let operation = parts
+            .readable
+            .and_then(|readable| operation(readable, parts.writable, limits));
         Some(Self {
             operation,
-            status,
+            status: parts.status,
             answer_len,
+        })
+    }
+}
+
+/// A chain taken apart.
+#[derive(Debug)]
+struct Parts<'m> {
+    readable: Result<Buffers<'m>, Status>,
+    /// With the status at its end: at least a byte.
+    writable: Buffers<'m>,
+    status: GuestAddress,
+}
+
+impl<'m> Parts<'m> {
+    /// Each descriptor is looked at once: a driver may change it at any time, and
+    /// the parts must agree. `None` without room for a status.
+    fn of(chain: impl Iterator<Item = Descriptor>, memory: &'m GuestMemoryMmap) -> Option<Self> {
+        let mut readable = Ok(Buffers::default());
+        let mut writable = Buffers::default();
+        let mut status = None;
+        for (at, descriptor) in chain.enumerate() {
+            if at == DESCRIPTORS_MAX {
+                return None;
+            }
+            if descriptor.is_write_only() {
+                writable.push(&descriptor, memory).ok()?;
+                if let Some(before) = descriptor.len().checked_sub(1) {
+                    status = Some(descriptor.addr().checked_add(before.into())?);
+                }
+            } else if let Ok(buffers) = &mut readable
+                && buffers.push(&descriptor, memory).is_err()
+            {
+                readable = Err(Status::Failed);
+            }
+        }
+        Some(Self {
+            readable,
+            writable,
+            status: status?,
         })
     }
 }
@@ -198,4 +232,116 @@ impl Limits {
 fn words(bytes: [u8; 16]) -> [u32; 4] {
     let (words, _) = bytes.as_chunks::<4>();
     std::array::from_fn(|at| u32::from_le_bytes(words[at]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use virtio_queue::{Queue, QueueOwnedT};
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const NEXT: u16 = 1;
+    const WRITABLE: u16 = 2;
+
+    const OUTSIDE: u64 = 1 << 40;
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    }
+
+    /// Readable and writable bytes of (address, length, writable), and the status.
+    fn split(parts: &[(u64, u32, bool)]) -> Option<(Option<usize>, usize, u64)> {
+        let memory = memory();
+        let chain = parts.iter().map(|&(address, len, writable)| {
+            Descriptor::new(address, len, if writable { WRITABLE } else { 0 }, 0)
+        });
+        let parts = Parts::of(chain, &memory)?;
+        let readable = parts.readable.ok().map(|buffers| buffers.len());
+        Some((readable, parts.writable.len(), parts.status.0))
+    }
+
+    #[test]
+    fn status_is_the_last_writable_byte() {
+        let chain = [(0, 16, false), (0x1000, 512, true), (0x3000, 1, true)];
+        assert_eq!(split(&chain), Some((Some(16), 513, 0x3000)));
+        assert_eq!(split(&chain[..2]), Some((Some(16), 512, 0x11ff)));
+        // Whatever comes after it: an empty descriptor, or one to read.
+        let chain = [(0x1000, 8, true), (0x2000, 0, true), (0, 16, false)];
+        assert_eq!(split(&chain), Some((Some(16), 8, 0x1007)));
+    }
+
+    #[test]
+    fn chain_without_a_place_for_the_status_has_no_parts() {
+        let chains: [&[(u64, u32, bool)]; 5] = [
+            &[],
+            &[(0, 16, false)],
+            &[(0, 16, false), (0x1000, 0, true)],
+            &[(0, 16, false), (OUTSIDE, 1, true)],
+            &[(0x1000, 1, true), (u64::MAX - 4, 512, true)],
+        ];
+        for chain in chains {
+            assert_eq!(split(chain), None, "{chain:?}");
+        }
+        assert_eq!(split(&[(0x1000, 1, true); DESCRIPTORS_MAX + 1]), None);
+        assert!(split(&[(0x1000, 1, true); DESCRIPTORS_MAX]).is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_reason_to_leave_the_status_out() {
+        let chain = [(OUTSIDE, 16, false), (0, 4, false), (0x1000, 1, true)];
+        assert_eq!(split(&chain), Some((None, 1, 0x1000)));
+    }
+
+    /// Ends the driver's doings with the test, however that ends.
+    struct Stop<'a>(&'a AtomicBool);
+
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn driver_that_turns_a_descriptor_around_meanwhile_gets_one_answer() {
+        const CHANGES: usize = 1000;
+        let memory = memory();
+        let driver = MockSplitQueue::new(&memory, 16);
+        let store = |index, address, len, flags| {
+            let descriptor = Descriptor::new(address, len, flags, index + 1);
+            let descriptor = RawDescriptor::from(descriptor);
+            driver.desc_table().store(index, descriptor).unwrap();
+        };
+        store(0, 0x8000, 16, NEXT);
+        store(1, 0x9000, 1, WRITABLE);
+        driver.avail().idx().store(1);
+        let mut queue: Queue = driver.create_queue().unwrap();
+        let chain = queue.iter(&memory).unwrap().next().unwrap();
+        let flags = driver.desc_table_addr().unchecked_add(16 + 12);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for turned in [0, WRITABLE] {
+                        memory.store(turned, flags, Ordering::Relaxed).unwrap();
+                    }
+                }
+            });
+            let _stop = Stop(&done);
+            let (mut changes, mut had_room) = (0, true);
+            while changes < CHANGES {
+                let request = Request::parse(chain.clone(), &memory, Limits::default());
+                changes += usize::from(request.is_some() != had_room);
+                had_room = request.is_some();
+                if let Some(request) = request {
+                    assert_eq!(request.answer_len, 1);
+                    assert_eq!(request.status, GuestAddress(0x9000));
+                }
+            }
+        });
+    }
 }
