@@ -160,6 +160,11 @@ impl Job {
         );
         match result {
             Ok(bytes) if transfer => self.advance(bytes.into()),
+            // `fallocate` has no way to be asked for this itself.
+            Ok(_) if self.through && matches!(self.work, Work::Punch | Work::Zero) => {
+                self.work = Work::Sync;
+                Progress::Again
+            }
             Ok(_) => Progress::Done(Status::Ok),
             Err(Errno::INTR) => Progress::Again,
             // EINVAL: a range that a device's larger blocks do not divide into.
@@ -227,5 +232,73 @@ impl Job {
             });
             left -= len as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DONE: Progress = Progress::Done(Status::Ok);
+
+    fn zeroes(unmap: bool, through: bool) -> Job {
+        let (offset, len) = (4096, 8192);
+        let operation = Operation::WriteZeroes { offset, len, unmap };
+        Job::new(&operation, through).unwrap()
+    }
+
+    /// `fallocate` of the job's range.
+    fn allocates(job: &Job, kind: i32) -> bool {
+        let wanted = kind | libc::FALLOC_FL_KEEP_SIZE;
+        matches!(
+            job.call(),
+            Call::Allocate { mode, offset: 4096, len: 8192 } if mode == wanted
+        )
+    }
+
+    #[test]
+    fn zeroes_of_a_driver_without_flushes_are_on_the_disk_when_they_are_done() {
+        for (unmap, kind) in [
+            (true, libc::FALLOC_FL_PUNCH_HOLE),
+            (false, libc::FALLOC_FL_ZERO_RANGE),
+        ] {
+            let mut job = zeroes(unmap, true);
+            assert!(allocates(&job, kind));
+            assert_eq!(job.answered(Ok(0)), Progress::Again);
+            assert!(matches!(job.call(), Call::Sync));
+            assert_eq!(job.answered(Err(Errno::INTR)), Progress::Again);
+            assert!(matches!(job.call(), Call::Sync));
+            assert_eq!(job.answered(Ok(0)), DONE);
+            let mut job = zeroes(unmap, false);
+            assert_eq!(job.answered(Ok(0)), DONE, "who flushes needs no more");
+        }
+    }
+
+    #[test]
+    fn zeroes_that_did_not_reach_the_disk_have_failed() {
+        for error in [Errno::IO, Errno::INVAL] {
+            let mut job = zeroes(false, true);
+            assert_eq!(job.answered(Ok(0)), Progress::Again);
+            assert_eq!(job.answered(Err(error)), Progress::Done(Status::Failed));
+        }
+    }
+
+    #[test]
+    fn each_way_to_zeroes_is_followed_by_the_next() {
+        let mut job = zeroes(true, true);
+        assert!(allocates(&job, libc::FALLOC_FL_PUNCH_HOLE));
+        assert_eq!(job.answered(Err(Errno::OPNOTSUPP)), Progress::Again);
+        assert!(allocates(&job, libc::FALLOC_FL_ZERO_RANGE));
+        assert_eq!(job.answered(Err(Errno::OPNOTSUPP)), Progress::Again);
+        assert!(matches!(job.call(), Call::WriteThrough { .. }));
+        // Written through already.
+        assert_eq!(job.answered(Ok(8192)), DONE);
+    }
+
+    #[test]
+    fn discard_is_advice_that_nobody_waits_for() {
+        let (offset, len) = (4096, 8192);
+        let mut job = Job::new(&Operation::Discard { offset, len }, true).unwrap();
+        assert_eq!(job.answered(Ok(0)), DONE);
     }
 }
