@@ -84,13 +84,33 @@ impl Port {
         }
     }
 
+    /// Watches `tap` and serves it.
+    pub(super) fn plug(&mut self, tap: Tap, registrar: &Registrar<'_>) -> Result<(), TapError> {
+        let watched = EventFlags::empty();
+        registrar
+            .add(&tap, TAP, watched)
+            .map_err(|source| TapError::Step {
+                step: "watching the tap",
+                source,
+            })?;
+        self.plug = Some(Plug { tap, watched });
+        self.set_link(true);
+        self.serve(true, false, registrar);
+        Ok(())
+    }
+
     fn unplug(&mut self, registrar: &Registrar<'_>) {
         if let Some(plug) = self.plug.take() {
             // A device that was deleted may be forgotten by epoll already.
             let _ = registrar.remove(&plug.tap);
             if let Some(driver) = &mut self.driver {
                 driver.receiver.forget_frame();
-                driver.waits.remove(EventFlags::OUT);
+                if driver.waits.contains(EventFlags::OUT) {
+                    // Frames that waited for room in the tap: no kick of the
+                    // driver's will speak of them again.
+                    driver.waits.remove(EventFlags::OUT);
+                    let _ = driver.kicks[1].write(1);
+                }
             }
             self.set_link(false);
         }
@@ -191,17 +211,7 @@ impl Endpoint for Port {
         let tap = Tap::new(fd)?;
         let received = self.driver.as_ref().map(|driver| driver.received);
         tap.set_offloads(received.unwrap_or_default())?;
-        let watched = EventFlags::empty();
-        registrar
-            .add(&tap, TAP, watched)
-            .map_err(|source| TapError::Step {
-                step: "watching the tap",
-                source,
-            })?;
-        self.plug = Some(Plug { tap, watched });
-        self.set_link(true);
-        self.serve(true, false, registrar);
-        Ok(())
+        self.plug(tap, registrar)
     }
 
     fn disconnect(&mut self, reply: Reply, registrar: &Registrar<'_>) {

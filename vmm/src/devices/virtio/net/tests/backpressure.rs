@@ -1,29 +1,35 @@
 //! A tap that takes no more for now.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use rustix::event::Timespec;
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::devices::virtio::ActiveQueue;
+use crate::devices::virtio::net::TapError;
+use crate::devices::virtio::net::datapath::Port;
 use crate::devices::virtio::net::offload::Offloads;
 use crate::devices::virtio::net::tap::Tap;
 use crate::devices::virtio::net::transmit::{Transmitted, Transmitter};
 use crate::devices::virtio::queue_loop::LoopQueue;
+use crate::devices::virtio::slot::{Endpoint, Release, Reply, Slot, SlotEvents};
+use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt};
+use crate::event_loop::{EventLoop, Registrar, Round};
 
 const FRAMES: u16 = 200;
 const FRAME: u64 = 0x10_0000;
 
 /// One end of a socket behaves as a full tap does, when nobody reads the other.
-fn full_tap() -> (Tap, OwnedFd) {
+fn sockets() -> (OwnedFd, OwnedFd) {
     let kind = SocketType::SEQPACKET;
     let flags = SocketFlags::NONBLOCK;
-    let (tap, other) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
-    (Tap::of_socket(tap), other)
+    socketpair(AddressFamily::UNIX, kind, flags, None).unwrap()
 }
 
 fn take_all(other: &OwnedFd) -> usize {
@@ -39,32 +45,111 @@ fn take_all(other: &OwnedFd) -> usize {
     }
 }
 
-#[test]
-fn frames_wait_in_the_queue_while_the_tap_is_full_and_none_is_lost() {
+fn memory() -> GuestMemory {
     let ranges = [(GuestAddress(0), 4 << 20)];
-    let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
-    let driver = MockSplitQueue::new(&memory, 256);
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
+}
+
+/// A transmit queue with [`FRAMES`] in its ring, none of which is shown yet.
+fn frames(memory: &GuestMemoryMmap) -> MockSplitQueue<'_, GuestMemoryMmap> {
+    let driver = MockSplitQueue::new(memory, 256);
     for index in 0..FRAMES {
         let frame = RawDescriptor::from(Descriptor::new(FRAME, 12 + 2000, 0, 0));
         driver.desc_table().store(index, frame).unwrap();
-        driver
-            .avail()
-            .ring()
-            .ref_at(index.into())
-            .unwrap()
-            .store(index.to_le());
+        let place = driver.avail().ring().ref_at(index.into()).unwrap();
+        place.store(index.to_le());
     }
-    driver.avail().idx().store(FRAMES.to_le());
     memory
         .write_slice(&[0xff; 100], GuestAddress(FRAME + 12))
         .unwrap();
-    let queue = ActiveQueue {
+    driver
+}
+
+fn active(driver: &MockSplitQueue<'_, GuestMemoryMmap>) -> ActiveQueue {
+    ActiveQueue {
         queue: driver.create_queue().unwrap(),
-        kick: EventFd::new(0).unwrap(),
-    };
-    let (mut queues, _) = LoopQueue::all_ready(vec![queue]).unwrap();
+        kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+    }
+}
+
+/// A slot whose taps are sockets.
+struct OfSocket(Port);
+
+impl Endpoint for OfSocket {
+    type Backend = OwnedFd;
+    type Error = TapError;
+
+    fn activate(
+        &mut self,
+        activation: Activation,
+        registrar: &Registrar<'_>,
+    ) -> Result<(), ActivateError> {
+        self.0.activate(activation, registrar)
+    }
+
+    fn deactivate(&mut self, release: Release, registrar: &Registrar<'_>) {
+        self.0.deactivate(release, registrar);
+    }
+
+    fn connect(&mut self, fd: OwnedFd, registrar: &Registrar<'_>) -> Result<(), TapError> {
+        self.0.plug(Tap::of_socket(fd), registrar)
+    }
+
+    fn disconnect(&mut self, reply: Reply, registrar: &Registrar<'_>) {
+        self.0.disconnect(reply, registrar);
+    }
+
+    fn ready(&mut self, token: u32, events: EventFlags, registrar: &Registrar<'_>) {
+        self.0.ready(token, events, registrar);
+    }
+}
+
+fn settle(events: &mut EventLoop) {
+    let at_once = Timespec::default();
+    while events.round(Some(&at_once)).unwrap() != Round::Idle {}
+}
+
+#[test]
+fn frames_that_wait_for_a_tap_are_given_back_when_it_leaves() {
+    let memory = memory();
+    let driver = frames(&memory);
+    let receive = MockSplitQueue::create(&*memory, GuestAddress(FRAME + 0x1_0000), 256);
+    let (mut events, handle) = EventLoop::new().unwrap();
+    let slot = Slot::new(&handle, OfSocket(Port::new(Arc::default()))).unwrap();
+    let queues = vec![active(&receive), active(&driver)];
+    let kick = queues[1].kick.try_clone().unwrap();
+    slot.activate(Activation {
+        memory: GuestMemory::clone(&memory),
+        queues,
+        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        driver_features: 0,
+    })
+    .unwrap();
+    let (replies, _answers, _wake) = SlotEvents::new().unwrap();
+    let (tap, _other) = sockets();
+    slot.connect(tap, replies.reply(1));
+    settle(&mut events);
+    driver.avail().idx().store(FRAMES.to_le());
+    kick.write(1).unwrap();
+    settle(&mut events);
+    let given_back = || u16::from_le(driver.used().idx().load());
+    assert!(given_back() < FRAMES, "the tap was never full");
+    slot.disconnect(replies.reply(2));
+    settle(&mut events);
+    assert_eq!(given_back(), FRAMES);
+    let flags: u16 = memory.read_obj(driver.used_addr()).unwrap();
+    assert_eq!(flags, 0, "kicks are wanted again");
+}
+
+#[test]
+fn frames_wait_in_the_queue_while_the_tap_is_full_and_none_is_lost() {
+    let memory = memory();
+    let driver = frames(&memory);
+    driver.avail().idx().store(FRAMES.to_le());
+    let (mut queues, _) = LoopQueue::all_ready(vec![active(&driver)]).unwrap();
     let mut transmitter = Transmitter::new(queues.remove(0), Offloads::default());
-    let (tap, other) = full_tap();
+    let (tap, other) = sockets();
+    let tap = Tap::of_socket(tap);
     let (mut sent, mut full) = (0, 0);
     loop {
         let progress = transmitter.serve(&memory, Some(&tap)).unwrap();
