@@ -81,15 +81,6 @@ impl LoopQueue {
         Ok(self.queue.iter(memory)?.next())
     }
 
-    /// A chain is waiting.
-    pub fn has_next(&mut self, memory: &GuestMemoryMmap) -> Result<bool, QueueBroken> {
-        let waiting = self.pop(memory)?.is_some();
-        if waiting {
-            self.put_back(1);
-        }
-        Ok(waiting)
-    }
-
     /// Makes the last `chains` popped the next ones again.
     pub fn put_back(&mut self, chains: usize) {
         for _ in 0..chains {

@@ -3,6 +3,7 @@
 //! nothing is left to do, so that no test waits for time to pass.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::event::Timespec;
 use virtio_bindings::virtio_mmio as reg;
@@ -179,8 +180,13 @@ impl Machine {
     }
 
     pub(crate) fn kick(&mut self, queue: u32) {
-        self.set(u32::try_from(QUEUE_NOTIFY).unwrap(), queue);
+        self.notify(queue);
         self.settle();
+    }
+
+    /// A kick that nothing is done about yet.
+    pub(crate) fn notify(&mut self, queue: u32) {
+        self.set(u32::try_from(QUEUE_NOTIFY).unwrap(), queue);
     }
 
     /// The device has interrupted since the last call.
@@ -275,6 +281,26 @@ impl QueueSetup {
 
     pub(crate) fn set_avail_index(&self, machine: &Machine, index: u16) {
         machine.write(self.avail + 2, &index.to_le_bytes());
+    }
+
+    /// Keeps the ring full of what it holds already, as a processor can that does
+    /// nothing else, until it has offered `most` chains; counts them in `chains`.
+    pub(crate) fn keep_full(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: &AtomicUsize,
+        most: usize,
+    ) {
+        let (avail, used) = (self.avail + 2, self.used + 2);
+        while chains.load(Ordering::Relaxed) < most {
+            let index: u16 = memory.load(GuestAddress(used), Ordering::Acquire).unwrap();
+            let more = index.wrapping_sub(self.next_avail.wrapping_sub(self.size));
+            self.next_avail = index.wrapping_add(self.size);
+            memory
+                .store(self.next_avail, GuestAddress(avail), Ordering::Release)
+                .unwrap();
+            chains.fetch_add(more.into(), Ordering::Relaxed);
+        }
     }
 
     /// The head and length of each chain used since the last call.

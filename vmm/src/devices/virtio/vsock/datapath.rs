@@ -17,7 +17,8 @@ use crate::event_loop::Registrar;
 /// Packets of the guest taken before its receive queue has a turn.
 const TX_BURST: usize = 32;
 
-/// Turns in the receive queue before the guest's packets have one.
+/// Turns in the receive queue, or buffers that are of no use for one, before the
+/// guest's packets have theirs.
 const RX_BURST: usize = 16;
 
 /// Most receive buffers filled by one read: 64 KiB of Linux's 4 KiB buffers.
@@ -91,9 +92,11 @@ impl Datapath {
         self.reset_untold = true;
     }
 
+    /// Tries one buffer, so that a driver whose buffers have no room for the event
+    /// holds nobody up; [`wait_for_driver`](Self::wait_for_driver) sees the next.
     fn tell_reset(&mut self) -> Result<(), QueueBroken> {
         let memory = GuestMemory::clone(&self.memory);
-        while self.reset_untold
+        if self.reset_untold
             && let Some(chain) = self.event.pop(&memory)?
         {
             let head = chain.head_index();
@@ -147,19 +150,40 @@ impl Datapath {
     fn give_packets(&mut self) -> Result<bool, QueueBroken> {
         let mut given = false;
         for _ in 0..RX_BURST {
-            if !self.muxer.has_work() || !self.rx.has_next(&self.memory)? {
+            if !self.muxer.has_work() {
                 break;
             }
+            let Some(has_room) = self.next_has_room()? else {
+                break;
+            };
             given = true;
+            if !has_room {
+                continue;
+            }
             if let Some(reset) = self.muxer.next_reset() {
-                if !self.give_control(reset)? {
-                    break;
-                }
+                self.give_control(reset)?;
             } else if let Some(key) = self.muxer.next_in_line() {
                 self.turn(key)?;
             }
         }
         Ok(given)
+    }
+
+    /// Whether the next receive buffer has room for a header. One that has not is
+    /// given back: that is its driver's loss, not the packet's.
+    fn next_has_room(&mut self) -> Result<Option<bool>, QueueBroken> {
+        let Some(chain) = self.rx.pop(&self.memory)? else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        let buffer = Buffers::writable(chain, &self.memory);
+        let has_room = buffer.is_ok_and(|buffer| buffer.len() >= HEADER_SIZE);
+        if has_room {
+            self.rx.put_back(1);
+        } else {
+            self.rx.used(&self.memory, head, 0)?;
+        }
+        Ok(Some(has_room))
     }
 
     /// One connection's turn in the receive queue.
@@ -179,22 +203,16 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts a packet without data into the next buffer that has room for it.
-    /// One that the driver has made too small is its loss, not the packet's.
-    fn give_control(&mut self, header: Header) -> Result<bool, QueueBroken> {
-        let memory = GuestMemory::clone(&self.memory);
-        while let Some(chain) = self.rx.pop(&memory)? {
+    /// Puts a packet without data into the next buffer, which had room for it; a
+    /// driver that has changed that meanwhile loses the packet.
+    fn give_control(&mut self, header: Header) -> Result<(), QueueBroken> {
+        if let Some(chain) = self.rx.pop(&self.memory)? {
             let head = chain.head_index();
-            let written = match Buffers::writable(chain, &memory) {
-                Ok(buffer) if buffer.len() >= HEADER_SIZE => buffer.copy_from(&header.to_bytes()),
-                _ => 0,
-            };
-            self.rx.used(&memory, head, written)?;
-            if written == HEADER_SIZE {
-                return Ok(true);
-            }
+            let written = Buffers::writable(chain, &self.memory)
+                .map_or(0, |buffer| buffer.copy_from(&header.to_bytes()));
+            self.rx.used(&self.memory, head, written)?;
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Reads up to `limit` bytes of the connection's socket into the driver's
@@ -215,7 +233,11 @@ impl Datapath {
                     room += share;
                     taken.push((head, buffer, share));
                 }
-                _ if taken.is_empty() => self.rx.used(&memory, head, 0)?,
+                // One without room for data ends the turn.
+                _ if taken.is_empty() => {
+                    self.rx.used(&memory, head, 0)?;
+                    break;
+                }
                 // Its turn comes when it is the first.
                 _ => {
                     self.rx.put_back(1);

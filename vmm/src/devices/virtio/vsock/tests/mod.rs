@@ -3,6 +3,7 @@
 mod close;
 mod connect;
 mod credit;
+mod endless;
 mod guest;
 mod hostile;
 mod throughput;
