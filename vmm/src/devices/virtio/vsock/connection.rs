@@ -7,8 +7,9 @@
 //!
 //! Each direction ends on its own: end of file at the host becomes SHUTDOWN
 //! (send), the guest's SHUTDOWN (send) becomes `shutdown(SHUT_WR)` once what it
-//! sent before has been written. Credit (virtio 1.3, 5.10.6.3) bounds both: what
-//! the guest may send fits `buf_alloc`, or the connection is reset.
+//! sent before has been written. A RST after it does not cut that off: the
+//! connection lingers without a name. Credit (virtio 1.3, 5.10.6.3) bounds both:
+//! what the guest may send fits `buf_alloc`, or the connection is reset.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -38,6 +39,8 @@ pub(super) enum Fate {
     Drop,
     /// Forget it and tell the guest.
     Reset,
+    /// The guest has forgotten it, but what it sent is still to be written.
+    Linger,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,10 +138,7 @@ impl Connection {
     pub(super) fn packet(&mut self, op: Op, header: &Header, payload: &Buffers<'_>) -> Fate {
         self.credit.update(header);
         match (op, self.phase) {
-            (Op::Reset, _) => {
-                self.flush();
-                Fate::Drop
-            }
+            (Op::Reset, _) => self.forgotten(),
             (Op::Response, Phase::Requesting) => self.accepted(),
             (Op::Data, Phase::Open) => self.receive(payload),
             (Op::Shutdown, Phase::Open) => {
@@ -374,6 +374,19 @@ impl Connection {
                 0
             }
         }
+    }
+
+    /// The guest has reset it. That cuts off what it sent, unless it had said before
+    /// that this was all: Linux tires of waiting for the answer to its SHUTDOWN
+    /// after 8 s, and the host may take longer to read.
+    fn forgotten(&mut self) -> Fate {
+        self.flush();
+        if self.pending.is_empty() || self.shutdown.guest & SHUTDOWN_SEND == 0 {
+            return Fate::Drop;
+        }
+        self.shutdown.guest = SHUTDOWN_BOTH;
+        self.settle();
+        Fate::Linger
     }
 
     /// Carries the guest's shutdown to the socket as far as it has come.

@@ -16,7 +16,8 @@ use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
 use crate::devices::virtio::buffers::Buffers;
 use crate::event_loop::Registrar;
 
-/// Most connections at once; each costs a descriptor and a buffer.
+/// Most connections at once, those that linger among them; each costs a
+/// descriptor and a buffer.
 pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// Most host connections that have not sent their line yet. The oldest makes
@@ -33,7 +34,7 @@ pub(super) const BUFFER: u32 = 256 * 1024;
 
 /// Connections that get [`BUFFER`], and what the others get: a guest whose
 /// host peers read nothing makes the VMM hold at most 46 MiB.
-const LARGE_BUFFERS: usize = 64;
+pub(super) const LARGE_BUFFERS: usize = 64;
 const SMALL_BUFFER: u32 = 32 * 1024;
 
 /// First port given to the host's side of a connection it makes. No service
@@ -50,6 +51,7 @@ const ACCEPT_BURST: usize = 32;
 enum Source {
     Handshake(OwnedFd),
     Connection(Key),
+    Lingering,
 }
 
 pub(super) struct Muxer {
@@ -61,6 +63,8 @@ pub(super) struct Muxer {
     /// Tokens of handshakes, oldest first.
     handshakes: VecDeque<u32>,
     connections: HashMap<Key, Connection>,
+    /// Connections that the guest has forgotten, by token: their names are free.
+    lingering: HashMap<u32, Connection>,
     /// Connections with something for the receive queue, each once.
     line: VecDeque<Key>,
     resets: VecDeque<Header>,
@@ -82,6 +86,7 @@ impl Muxer {
             sources: HashMap::new(),
             handshakes: VecDeque::new(),
             connections: HashMap::new(),
+            lingering: HashMap::new(),
             line: VecDeque::new(),
             resets: VecDeque::new(),
             large_buffers: 0,
@@ -98,7 +103,7 @@ impl Muxer {
             let Ok(socket) = accept_with(listener, flags) else {
                 return;
             };
-            if self.connections.len() >= CONNECTIONS_MAX {
+            if self.is_full() {
                 tracing::warn!(
                     "vsock connection from the host refused: {CONNECTIONS_MAX} are open"
                 );
@@ -130,6 +135,7 @@ impl Muxer {
                 self.with(key, |connection| connection.event(events));
             }
             Some(Source::Handshake(_)) => self.hear(token, registrar),
+            Some(Source::Lingering) => self.linger_on(token, events),
             // Closed earlier in the same round.
             None => {}
         }
@@ -153,7 +159,7 @@ impl Muxer {
 
     /// Asks the guest for a connection to `guest_port`.
     fn connect(&mut self, socket: OwnedFd, token: u32, guest_port: u32, registrar: &Registrar<'_>) {
-        if self.connections.len() >= CONNECTIONS_MAX {
+        if self.is_full() {
             tracing::warn!(
                 "vsock connection to port {guest_port} refused: {CONNECTIONS_MAX} are open"
             );
@@ -206,7 +212,7 @@ impl Muxer {
     /// The guest asks for a connection to one of the host's ports.
     fn requested(&mut self, key: Key, request: &Header, registrar: &Registrar<'_>) {
         let allowed = self.open_ports.contains(&key.host_port);
-        if !allowed || self.connections.len() >= CONNECTIONS_MAX {
+        if !allowed || self.is_full() {
             self.reset(key, TYPE_STREAM);
             return;
         }
@@ -248,14 +254,47 @@ impl Muxer {
         self.line_up(key);
     }
 
-    fn remove(&mut self, key: Key) {
-        if let Some(connection) = self.connections.remove(&key) {
-            self.large_buffers -= usize::from(connection.window() == BUFFER);
-            self.sources.remove(&connection.token);
-            if connection.in_line {
-                self.line.retain(|k| *k != key);
-            }
+    /// Takes a connection off its name.
+    fn take(&mut self, key: Key) -> Option<Connection> {
+        let mut connection = self.connections.remove(&key)?;
+        if std::mem::take(&mut connection.in_line) {
+            self.line.retain(|k| *k != key);
         }
+        Some(connection)
+    }
+
+    fn remove(&mut self, key: Key) {
+        if let Some(connection) = self.take(key) {
+            self.release(&connection);
+        }
+    }
+
+    /// Counts a connection that is about to be dropped no longer.
+    fn release(&mut self, connection: &Connection) {
+        self.large_buffers -= usize::from(connection.window() == BUFFER);
+        self.sources.remove(&connection.token);
+    }
+
+    /// Keeps a connection that the guest has forgotten until the host has read
+    /// what the guest sent, or reads no more.
+    fn linger(&mut self, key: Key) {
+        if let Some(connection) = self.take(key) {
+            self.sources.insert(connection.token, Source::Lingering);
+            self.lingering.insert(connection.token, connection);
+        }
+    }
+
+    fn linger_on(&mut self, token: u32, events: EventFlags) {
+        if let Some(connection) = self.lingering.get_mut(&token)
+            && connection.event(events) != Fate::Keep
+            && let Some(connection) = self.lingering.remove(&token)
+        {
+            self.release(&connection);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.connections.len() + self.lingering.len() >= CONNECTIONS_MAX
     }
 
     /// Lets the connection `key` do something and carries its fate out.
@@ -270,6 +309,7 @@ impl Muxer {
                 self.remove(key);
                 self.reset(key, TYPE_STREAM);
             }
+            Fate::Linger => self.linger(key),
         }
     }
 
@@ -309,6 +349,7 @@ impl Muxer {
     /// Closes every connection (virtio 1.3, 5.10.6.7: transport reset).
     pub(super) fn drop_connections(&mut self) {
         self.connections.clear();
+        self.lingering.clear();
         self.sources
             .retain(|_, source| matches!(source, Source::Handshake(_)));
         self.line.clear();

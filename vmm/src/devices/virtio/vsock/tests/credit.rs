@@ -45,32 +45,12 @@ fn guest_that_asks_is_told_of_its_credit() {
     assert_eq!((update.buf_alloc, update.fwd_cnt), (BUFFER, 3));
 }
 
-/// Sends what credit there is to a host that does not read; says how much.
-fn fill(guest: &mut Guest, ports: (u32, u32)) -> u32 {
-    let mut sent: u32 = 0;
-    let mut forwarded = 0;
-    loop {
-        let room = BUFFER - (sent - forwarded);
-        let len = room.min(60_000);
-        if len == 0 {
-            return sent;
-        }
-        guest.data(ports, &vec![7; len as usize]);
-        sent += len;
-        guest.control(Op::CreditRequest, ports);
-        for packet in guest.receive() {
-            assert_eq!(packet.op(), Some(Op::CreditUpdate));
-            forwarded = packet.header.fwd_cnt;
-        }
-    }
-}
-
 #[test]
 fn host_that_never_reads_stops_its_own_connection_only() {
     let mut guest = Guest::new();
     let (stuck, stuck_ports) = guest.connect_from_host();
     let (other, other_ports) = guest.connect_from_host();
-    let sent = fill(&mut guest, stuck_ports);
+    let sent = guest.fill(stuck_ports, BUFFER);
     for _ in 0..100 {
         guest.data(other_ports, &vec![9; 50_000]);
         assert_eq!(drain(&other).0.len(), 50_000);
@@ -88,7 +68,7 @@ fn guest_that_sends_more_than_its_credit_is_reset() {
     let mut guest = Guest::new();
     let (stuck, stuck_ports) = guest.connect_from_host();
     let (other, other_ports) = guest.connect_from_host();
-    fill(&mut guest, stuck_ports);
+    guest.fill(stuck_ports, BUFFER);
     guest.data(stuck_ports, b"x");
     guest.receive_one(Op::Reset);
     drain(&stuck);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::config::VsockConfig;
 use crate::devices::virtio::test_driver::{Machine, QueueSetup};
 use crate::devices::virtio::vsock::packet::{HEADER_SIZE, HOST_CID, Header, Op, TYPE_STREAM};
@@ -277,6 +279,26 @@ impl Guest {
         self.send(header, data);
     }
 
+    /// Sends what credit there is to a host that does not read; says how much.
+    pub(super) fn fill(&mut self, ports: (u32, u32), window: u32) -> u32 {
+        let mut sent: u32 = 0;
+        let mut forwarded = 0;
+        loop {
+            let room = window - (sent - forwarded);
+            let len = room.min(60_000);
+            if len == 0 {
+                return sent;
+            }
+            self.data(ports, &vec![7; len as usize]);
+            sent += len;
+            self.control(Op::CreditRequest, ports);
+            for packet in self.receive() {
+                assert_eq!(packet.op(), Some(Op::CreditUpdate));
+                forwarded = packet.header.fwd_cnt;
+            }
+        }
+    }
+
     /// A host process that has sent `line` to the listener.
     pub(super) fn host(&mut self, line: &[u8]) -> UnixStream {
         let mut host = UnixStream::connect_addr(&self.address).unwrap();
@@ -312,6 +334,16 @@ impl Guest {
     pub(super) fn nothing_connected(&mut self) {
         assert!(self.connections.try_recv().is_err());
     }
+}
+
+/// Two for each connection that there may be, and those of the other tests.
+pub(super) fn allow_many_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum.map(|most| most.min(8192)),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
 }
 
 /// A line that has been sent already.

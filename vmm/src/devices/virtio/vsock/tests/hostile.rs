@@ -1,7 +1,5 @@
 use std::io::Write;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 use super::guest::*;
 use crate::devices::virtio::vsock::muxer::CONNECTIONS_MAX;
 use crate::devices::virtio::vsock::packet::{Header, Op};
@@ -251,13 +249,7 @@ fn flood_without_receive_buffers_waits_in_the_guest() {
 
 #[test]
 fn connections_past_the_limit_are_reset() {
-    // Two descriptors a connection, and those of the other tests.
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum.map(|most| most.min(8192)),
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
+    allow_many_descriptors();
     let mut guest = Guest::new();
     let limit = u32::try_from(CONNECTIONS_MAX).unwrap();
     let mut hosts: Vec<_> = (0..limit)

@@ -6,4 +6,5 @@ mod credit;
 mod endless;
 mod guest;
 mod hostile;
+mod linger;
 mod throughput;
