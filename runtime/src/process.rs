@@ -5,7 +5,6 @@
 //!     └───────────┴───────────┴───────────────────────▲
 //! ```
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -75,7 +74,7 @@ pub struct Process {
     stage: watch::Sender<Stage>,
     started_at: OnceLock<SystemTime>,
     streams: Mutex<Option<Streams>>,
-    killed: AtomicBool,
+    killed: watch::Sender<bool>,
 }
 
 impl Process {
@@ -85,13 +84,18 @@ impl Process {
             stage: watch::Sender::new(Stage::Creating),
             started_at: OnceLock::new(),
             streams: Mutex::new(None),
-            killed: AtomicBool::new(false),
+            killed: watch::Sender::new(false),
         }
     }
 
-    /// Whether somebody wants its end at once.
-    pub fn killed(&self) -> &AtomicBool {
-        &self.killed
+    /// Somebody wants its end at once.
+    pub fn kill(&self) {
+        self.killed.send_replace(true);
+    }
+
+    /// Tells whether, and when, somebody does.
+    pub fn killed(&self) -> watch::Receiver<bool> {
+        self.killed.subscribe()
     }
 
     pub fn stage(&self) -> Stage {
@@ -106,6 +110,14 @@ impl Process {
 
     fn attach(&self, streams: Streams) {
         *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = Some(streams);
+    }
+
+    /// Looks at its streams, while they are copied.
+    pub fn with_streams(&self, look: impl FnOnce(&mut Streams)) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(streams) = &mut *streams {
+            look(streams);
+        }
     }
 
     pub fn take_streams(&self) -> Option<Streams> {
@@ -210,10 +222,7 @@ impl Process {
 
     /// Ends stdin once what was written before has been read.
     pub fn close_stdin(&self) {
-        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(streams) = &*streams {
-            streams.close_stdin();
-        }
+        self.with_streams(|streams| streams.close_stdin());
     }
 }
 

@@ -63,7 +63,6 @@ impl Args {
         });
         runtime.shutdown_background();
         match result {
-            // Without a sandbox, or with another's stop, it has ended as well.
             // Without a sandbox, or by somebody else's stop, it has ended too.
             Ok(Err(error)) if !error.means_ended() => return Err(error.into()),
             Ok(_) => {}
@@ -87,10 +86,13 @@ impl Args {
 async fn stop(task: &Task, signal: u32, patience: Duration) -> Result<(), TaskError> {
     let wait = task.wait("");
     tokio::pin!(wait);
-    match task.kill("", signal, false).await {
-        Err(error) if !error.means_ended() => return Err(error),
-        _ => {}
-    }
+    let patience = match task.kill("", signal, false).await {
+        Err(error) if !error.means_ended() => {
+            tracing::warn!("signal {signal} was not sent: {error}");
+            Duration::ZERO
+        }
+        _ => patience,
+    };
     if timeout(patience, &mut wait).await.is_err() {
         match task.kill("", SIGKILL, false).await {
             Err(error) if !error.means_ended() => return Err(error),

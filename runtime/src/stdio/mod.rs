@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lazaret_protocol::agent::Stdio;
@@ -39,9 +39,13 @@ pub use json_log::{JsonLog, LogStream};
 
 use crate::agent::{AgentError, GuestPorts};
 
-/// After the process's end, output that stays away this long is not waited for:
-/// something else still holds the stream open. Docker waits as long.
-const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// After the process's end, output is waited for this long, not counting the time
+/// that a reader takes: something else still holds the stream open. Docker waits as
+/// long.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// How often it is looked at in this time.
+const DRAIN_LOOKS: u32 = 8;
 
 #[derive(Debug, Error)]
 pub enum StdioError {
@@ -198,29 +202,53 @@ impl Streams {
 
     /// Waits, after the process's end, until its output is delivered. A reader who
     /// takes nothing is waited for, unless the process was `killed`.
-    pub async fn finish(mut self, killed: &AtomicBool) {
+    pub async fn finish(mut self, mut killed: watch::Receiver<bool>) {
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
         }
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in &mut outputs {
-            self.delivered(output, killed).await;
+            self.delivered(output, &mut killed).await;
         }
     }
 
-    async fn delivered(&self, output: &mut JoinHandle<()>, killed: &AtomicBool) {
-        loop {
-            let seen = self.progress.bytes.load(Ordering::Relaxed);
+    /// All that the process itself wrote is on this side of the guest. More than the
+    /// time to copy that is only given to readers, whatever else still comes.
+    async fn delivered(&self, output: &mut JoinHandle<()>, killed: &mut watch::Receiver<bool>) {
+        let mut looks = 0;
+        while looks < DRAIN_LOOKS {
             tokio::select! {
                 _ = &mut *output => return,
-                () = tokio::time::sleep(DRAIN_GRACE) => {}
+                () = tokio::time::sleep(DRAIN_GRACE / DRAIN_LOOKS) => {}
             }
-            let still = seen == self.progress.bytes.load(Ordering::Relaxed);
-            let held = self.progress.held.load(Ordering::Relaxed) > 0;
-            if still && (!held || killed.load(Ordering::Relaxed)) {
-                tracing::warn!("output of an ended process does not end, it is cut off");
-                output.abort();
+            if !self.is_held() || *killed.borrow_and_update() {
+                looks += 1;
             }
+        }
+        tracing::warn!("output of an ended process does not end, it is cut off");
+        output.abort();
+        let _ = output.await;
+    }
+
+    /// Whether a reader on the host is waited for.
+    fn is_held(&self) -> bool {
+        self.progress.held.load(Ordering::Relaxed) > 0
+    }
+
+    /// Lets a process end that cannot because its output has no taker: to be called
+    /// every [`DRAIN_GRACE`] once it was killed. `seen` is the last call's answer.
+    pub fn cut_if_stuck(&self, seen: Option<u64>) -> u64 {
+        let moved = self.progress.bytes.load(Ordering::Relaxed);
+        if seen == Some(moved) && self.is_held() {
+            tracing::warn!("output of a killed process is taken by nobody, it is cut off");
+            self.cut();
+        }
+        moved
+    }
+
+    pub fn cut(&self) {
+        for output in &self.outputs {
+            output.abort();
         }
     }
 }

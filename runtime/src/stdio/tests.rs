@@ -54,6 +54,11 @@ impl Fixture {
     }
 }
 
+/// Of a process that nobody has killed.
+fn unkilled() -> watch::Receiver<bool> {
+    watch::channel(false).1
+}
+
 fn stdout(path: &str) -> StdioPaths {
     StdioPaths {
         stdout: path.to_owned(),
@@ -94,7 +99,7 @@ async fn output_reaches_log_and_fifo_before_the_end() {
         guest.write_all(&block).await.unwrap();
     }
     drop(guest);
-    streams.finish(&AtomicBool::new(false)).await;
+    streams.finish(unkilled()).await;
     assert_eq!(reading.await.unwrap(), total as u64);
     let logged = std::fs::read_to_string(&log_path).unwrap();
     let bytes: usize = logged.bytes().filter(|byte| *byte == b'x').count();
@@ -117,7 +122,7 @@ async fn a_reader_that_is_gone_does_not_stop_the_log() {
     drop(reader);
     guest.write_all(&vec![b'y'; 300_000]).await.unwrap();
     drop(guest);
-    streams.finish(&AtomicBool::new(false)).await;
+    streams.finish(unkilled()).await;
     let logged = std::fs::read_to_string(&log_path).unwrap();
     assert_eq!(logged.bytes().filter(|byte| *byte == b'y').count(), 300_000);
 }
@@ -129,7 +134,47 @@ async fn output_held_open_by_another_is_cut_off() {
     let _reader = Fixture::reader(&path);
     let ends = HostEnds::open(&stdout(&path), None, &Inherited::default()).unwrap();
     let (streams, _, _guest) = fixture.connect(ends).await;
-    streams.finish(&AtomicBool::new(false)).await;
+    streams.finish(unkilled()).await;
+}
+
+#[tokio::test]
+async fn output_that_another_goes_on_writing_is_cut_off() {
+    let fixture = Fixture::new();
+    let path = fixture.fifo("out");
+    let mut reader = Fixture::reader(&path);
+    let ends = HostEnds::open(&stdout(&path), None, &Inherited::default()).unwrap();
+    let (streams, _, mut guest) = fixture.connect(ends).await;
+    let reading = std::thread::spawn(move || {
+        rustix::io::ioctl_fionbio(&reader, false).unwrap();
+        io::copy(&mut reader, &mut io::sink()).unwrap()
+    });
+    let writing = tokio::spawn(async move {
+        while guest.write_all(b"still here\n").await.is_ok() {
+            tokio::time::sleep(DRAIN_GRACE / 20).await;
+        }
+    });
+    streams.finish(unkilled()).await;
+    // The guest's writer sees it too.
+    writing.await.unwrap();
+    assert!(reading.join().unwrap() > 0);
+}
+
+#[tokio::test]
+async fn reader_of_an_ended_process_may_take_its_time_unless_that_was_killed() {
+    let fixture = Fixture::new();
+    let path = fixture.fifo("out");
+    let reader = Fixture::reader(&path);
+    let ends = HostEnds::open(&stdout(&path), None, &Inherited::default()).unwrap();
+    let (streams, _, mut guest) = fixture.connect(ends).await;
+    guest.write_all(&vec![b'x'; 200_000]).await.unwrap();
+    let (kill, killed) = watch::channel(false);
+    let finish = streams.finish(killed);
+    tokio::pin!(finish);
+    let early = tokio::time::timeout(DRAIN_GRACE * 2, &mut finish).await;
+    assert!(early.is_err(), "the reader was not waited for");
+    kill.send_replace(true);
+    finish.await;
+    drop(reader);
 }
 
 #[tokio::test]

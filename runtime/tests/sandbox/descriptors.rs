@@ -19,7 +19,7 @@ use crate::harness::{Box_, ID, context, create_request, refusal, start_request};
 const TOTAL: usize = 100_000_000;
 
 /// Creates the container with descriptors for its streams, and lets it run.
-async fn run_with(sandbox: &mut Box_, fds: &[BorrowedFd<'_>]) -> (TaskClient, Pid) {
+pub async fn run_with(sandbox: &mut Box_, fds: &[BorrowedFd<'_>]) -> (TaskClient, Pid) {
     let client = sandbox.client().await;
     hand_over(&sandbox.sandbox_dir().join("stdio.sock"), ID, fds).unwrap();
     let mut create = create_request(&sandbox.path("bundle"));
@@ -34,7 +34,7 @@ async fn run_with(sandbox: &mut Box_, fds: &[BorrowedFd<'_>]) -> (TaskClient, Pi
     (client, pid)
 }
 
-fn null() -> File {
+pub fn null() -> File {
     File::options()
         .read(true)
         .write(true)

@@ -253,6 +253,12 @@ async fn program(
             stdout.unwrap().write_all(line.as_bytes()).await.unwrap();
             0
         }
+        // An agent tells of an end when all output is with the host.
+        ["ignore-signals", "write"] => {
+            let mut stdout = stdout.unwrap();
+            while stdout.write_all(&[b'x'; 4096]).await.is_ok() {}
+            137
+        }
         ["sizes"] => show_sizes(process, stdin.unwrap(), stdout.unwrap()).await,
         _ => {
             let mut status = process.status.subscribe();
@@ -380,6 +386,12 @@ impl Agent for FakeAgent {
         request: SignalProcessRequest,
     ) -> Result<Empty> {
         let process = self.find(&request.container_id, &request.exec_id)?;
+        match process.args[0].as_str() {
+            "ignore-signals" => return Ok(Empty::default()),
+            "refuse-signals" => return Err(get_rpc_status(Code::INTERNAL, "no")),
+            "deny-signals" => return Err(get_rpc_status(Code::NOT_FOUND, "no such process")),
+            _ => {}
+        }
         process.status.send_replace(Some(128 + request.signal));
         Ok(Empty::default())
     }

@@ -17,6 +17,7 @@ mod fake_agent;
 mod fake_tap;
 mod fake_vmm;
 mod harness;
+mod kill;
 mod life;
 mod mounts;
 mod network;

@@ -2,7 +2,6 @@
 //! until they have ended and their output is delivered, signalled.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use ttrpc::Code;
@@ -14,10 +13,12 @@ use crate::process::{Exit, Process, Stage};
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::terminal::set_size;
 use crate::sandbox::{CLOSING_GRACE, Chain, Close, Event, Fault, Sandbox, SandboxError};
-use crate::stdio::HostEnds;
+use crate::stdio::{DRAIN_GRACE, HostEnds};
 
-/// SIGKILL: an agent that does not deliver it is no longer of use.
 const SIGKILL: u32 = 9;
+
+/// How long a process may live on after SIGKILL, in units of [`DRAIN_GRACE`].
+const KILL_GRACES: u32 = 15;
 
 /// Exit status of a process whose executable could not be started.
 const CANNOT_EXECUTE: u32 = 126;
@@ -172,6 +173,7 @@ impl Sandbox {
                     Exit::died(self.ended().await.to_string())
                 }
             },
+            exit = self.outlive_kill(&target) => exit,
             reason = self.ended() => Exit::died(reason.to_string()),
         };
         if let Some(streams) = target.process.take_streams() {
@@ -196,6 +198,30 @@ impl Sandbox {
             exec: target.exec,
             exit,
         });
+    }
+
+    /// Answers when a process is still there long after it was killed: an agent that
+    /// does not end the container's own process is of no use, and ends with the
+    /// microVM; another process is given up.
+    async fn outlive_kill(&self, target: &Target) -> Exit {
+        // The sender lives as long as the process is known.
+        let _ = target.process.killed().wait_for(|killed| *killed).await;
+        let mut seen = None;
+        for grace in 0..KILL_GRACES {
+            target.process.with_streams(|streams| {
+                seen = Some(streams.cut_if_stuck(seen));
+                if grace == KILL_GRACES / 2 {
+                    streams.cut();
+                }
+            });
+            tokio::time::sleep(DRAIN_GRACE).await;
+        }
+        if target.exec.is_some() {
+            return Exit::died("it did not end when it was killed".to_owned());
+        }
+        let what = "the agent did not kill a process when told to".to_owned();
+        self.fail(Fault::Misbehaved(what));
+        Exit::died(self.ended().await.to_string())
     }
 
     fn after_the_end(&self, target: &Target) {
@@ -233,16 +259,23 @@ impl Sandbox {
         }
         target.process.must_be_alive()?;
         if signal == SIGKILL {
-            target.process.killed().store(true, Ordering::Relaxed);
+            target.process.kill();
         }
         let agent = self.agent().await?;
-        let result = agent.signal(target.name(), signal, all).await;
-        if signal == SIGKILL && matches!(result, Err(AgentError::Deadline(_))) {
-            let what = "the agent did not kill a process when told to".to_owned();
-            self.fail(Fault::Misbehaved(what));
-            return Ok(());
+        match agent.signal(target.name(), signal, all).await {
+            Err(
+                err @ AgentError::Refused {
+                    code: Code::NOT_FOUND,
+                    ..
+                },
+            ) => Err(err.into()),
+            // Who attends to it sees to it, whatever the agent says.
+            Err(err) if signal == SIGKILL => {
+                tracing::warn!("the agent does not kill {id}: {}", Chain(&err));
+                Ok(())
+            }
+            result => Ok(result?),
         }
-        Ok(result?)
     }
 
     pub async fn resize(
