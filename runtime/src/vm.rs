@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram as StdUnixDatagram, UnixStream as StdUnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -264,7 +264,7 @@ impl VmHandle {
         } else {
             VmmRequest::Resume
         };
-        if self.request(&request).is_err() {
+        if self.control.send(&request, &[]).await.is_err() {
             return Err(self.ended().await);
         }
         let mut paused = self.paused.clone();
@@ -315,7 +315,7 @@ impl VmHandle {
         let (id, answer) = self.control.expect_answer();
         let fds: Vec<_> = backend.iter().map(AsFd::as_fd).collect();
         let request = VmmRequest::Backend { id, change };
-        if self.control.socket.send(&request, &fds).is_err() {
+        if self.control.send(&request, &fds).await.is_err() {
             self.control.answers.lock().remove(&id);
             return Err(BackendError::Ended(self.ended().await));
         }
@@ -325,18 +325,17 @@ impl VmHandle {
         }
     }
 
-    fn request(&self, request: &VmmRequest) -> Result<(), ControlError> {
-        self.control.socket.send(request, &[])
-    }
-
     /// Ends the microVM whatever its guest does, and waits until it is gone.
     pub async fn stop(&self, deadline: Duration) -> VmEnd {
-        if self.request(&VmmRequest::Stop).is_ok() {
-            if let Ok(end) = timeout(deadline, self.ended()).await {
-                return end;
-            }
-            tracing::warn!("the VMM does not stop, it is killed");
+        let stop = async {
+            // Fails where it has ended by itself.
+            let _ = self.control.send(&VmmRequest::Stop, &[]).await;
+            self.ended().await
+        };
+        if let Ok(end) = timeout(deadline, stop).await {
+            return end;
         }
+        tracing::warn!("the VMM does not stop, it is killed");
         self.kill();
         self.ended().await
     }
@@ -378,6 +377,33 @@ impl Control {
         let (sender, answer) = oneshot::channel();
         self.answers.lock().insert(id, sender);
         (id, answer)
+    }
+
+    /// Sends a message, when the VMM has taken enough of those before it.
+    async fn send(&self, request: &VmmRequest, fds: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+        loop {
+            self.readiness
+                .writable()
+                .await
+                .map_err(|err| socket_error(&err))?;
+            let mut sent = None;
+            let waiting = self.readiness.try_io(Interest::WRITABLE, || {
+                match self.socket.send(request, fds) {
+                    Err(ControlError::Socket(Errno::AGAIN)) => Err(Errno::AGAIN.into()),
+                    result => {
+                        sent = Some(result);
+                        Ok(())
+                    }
+                }
+            });
+            match (sent, waiting) {
+                (Some(result), _) => return result,
+                (None, Err(err)) if err.kind() != io::ErrorKind::WouldBlock => {
+                    return Err(socket_error(&err));
+                }
+                _ => {}
+            }
+        }
     }
 
     async fn receive(&self) -> Result<Option<(VmmEvent, Vec<OwnedFd>)>, ControlError> {
@@ -474,6 +500,8 @@ impl Listener {
                     Ok(Some(last)) => return last,
                     Err(text) => return LastWord::Broken(text),
                 },
+                // A connection of the guest, which sees its end.
+                Err(err @ ControlError::Descriptors) => tracing::warn!("{err}"),
                 Ok(None) | Err(ControlError::Socket(_)) => return LastWord::Silence,
                 Err(err) => return LastWord::Broken(err.to_string()),
             }

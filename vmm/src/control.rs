@@ -116,8 +116,10 @@ pub enum ControlError {
     Socket(#[from] Errno),
     #[error("control message of {0} bytes is longer than {MESSAGE_MAX}")]
     TooLong(usize),
-    #[error("control message lost some of its bytes or descriptors")]
+    #[error("control message lost some of its bytes")]
     Truncated,
+    #[error("descriptors of a control message could not be taken: too many files are open")]
+    Descriptors,
     #[error("control message is not understood")]
     Decode(#[from] serde_json::Error),
 }
@@ -151,7 +153,7 @@ impl ControlSocket {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(ControlError::Truncated);
+            return Err(ControlError::Descriptors);
         }
         sendmsg(
             &self.0,
@@ -180,11 +182,11 @@ impl ControlSocket {
                 fds.extend(rights);
             }
         }
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(ControlError::Truncated);
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ControlError::Descriptors);
         }
         if received.bytes == 0 {
             return Ok(None);

@@ -244,12 +244,16 @@ impl State {
             }
             let (tie, tap) = Tie::make(socket, interface, slot)?;
             tracing::info!(name, slot, "interface is there");
+            // Known before the VMM has answered, which may be too late: it is to be
+            // released with the others.
+            self.ties.push(tie);
             if let Err(err) = answer(&name, vm.connect_net(slot, tap)).await {
-                // What failed first is what counts.
-                let _ = tie.release(socket);
+                if let Some(tie) = self.ties.pop() {
+                    // What failed first is what counts.
+                    let _ = tie.release(socket);
+                }
                 return Err(err);
             }
-            self.ties.push(tie);
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use nix::sched::{CloneFlags, unshare};
 use protobuf::{Message, MessageField};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::setsid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 use serde_json::json;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -248,6 +248,16 @@ fn delete(args: &Args) -> Result<(), ShimError> {
     answer(&reply.write_to_bytes()?)
 }
 
+/// A shell's limit of open files is that of a hundred or two processes in a container.
+fn raise_open_files() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, raised)?)
+}
+
 /// Is the sandbox process. `start` has packed its sockets into standard input and
 /// given the lock on its directory as standard output.
 fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
@@ -258,6 +268,7 @@ fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
     // A terminal's signals are for the command, not for the sandbox, unless the
     // terminal becomes its own.
     setsid().map_err(|err| ShimError::Handover(err.into()))?;
+    raise_open_files().map_err(ShimError::Runtime)?;
 
     let id = SandboxId::new(args.id)?;
     let config = Config::load()?;

@@ -23,6 +23,9 @@ const CLIENTS_MAX: u16 = 16;
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long to wait for descriptors or memory that others have.
+const RETRY: Duration = Duration::from_millis(100);
+
 pub(super) fn bind_stdio(path: &std::path::Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -45,6 +48,11 @@ pub(super) async fn serve_stdio(listener: OwnedFd, inherited: Inherited) -> io::
             .await;
         let client = match accepted {
             Err(err) if is_the_clients(&err) => continue,
+            Err(err) if is_want(&err) => {
+                tracing::warn!("a client that hands over standard streams has to wait: {err}");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
             result => result?,
         };
         let inherited = inherited.clone();
@@ -61,6 +69,16 @@ pub(super) async fn serve_stdio(listener: OwnedFd, inherited: Inherited) -> io::
 
 fn is_the_clients(err: &io::Error) -> bool {
     Errno::from_io_error(err).is_some_and(|errno| errno == Errno::CONNABORTED)
+}
+
+/// Others have what is wanting, and will give it back.
+fn is_want(err: &io::Error) -> bool {
+    Errno::from_io_error(err).is_some_and(|errno| {
+        matches!(
+            errno,
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
+        )
+    })
 }
 
 async fn take(client: OwnedFd, inherited: &Inherited) -> io::Result<()> {

@@ -10,11 +10,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with,
+    sendmsg, socket_with, sockopt,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,9 @@ pub const FDS_MAX: usize = 3;
 
 /// Longest packet: a token and what is around it, or an error's text.
 pub const PACKET_MAX: usize = 1024;
+
+/// How long the sandbox process may take for each step.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// First packet, with the descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +82,9 @@ pub fn hand_over(socket: &Path, token: &str, fds: &[BorrowedFd<'_>]) -> Result<(
 fn exchange(path: &Path, token: &str, fds: &[BorrowedFd<'_>]) -> io::Result<HandoverReply> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    for timeout in [sockopt::Timeout::Send, sockopt::Timeout::Recv] {
+        sockopt::set_socket_timeout(&socket, timeout, Some(PATIENCE))?;
+    }
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     let packet = serde_json::to_vec(&Handover {
         token: token.to_owned(),

@@ -107,8 +107,10 @@ impl Box_ {
         fs::write(path, spec.to_string()).unwrap();
     }
 
+    /// As started from a shell whose processes may open few files.
     pub fn shim(&self, action: &str) -> Output {
-        Command::new(SHIM)
+        Command::new("sh")
+            .args(["-c", "ulimit -Sn 64; exec \"$0\" \"$@\"", SHIM])
             .args(["-namespace", self.namespace, "-id", ID, "-address", ""])
             .args(["-bundle", self.path("bundle").to_str().unwrap(), action])
             .env("LAZARET_CONFIG", self.path("config.toml"))

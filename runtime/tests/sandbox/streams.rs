@@ -9,8 +9,8 @@ use containerd_shim_protos::api::CloseIORequest;
 use serde_json::Value;
 
 use crate::harness::{
-    Box_, ID, context, create_request, delete_request, shutdown_request, start_request,
-    wait_request,
+    Box_, ID, context, create_request, delete_request, exec_request, kill_request,
+    shutdown_request, start_request, wait_request,
 };
 
 fn fifo(sandbox: &Box_, name: &str) -> String {
@@ -111,6 +111,35 @@ async fn stdin_reaches_the_process_and_its_end_too() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello, guest\n");
+    client.delete(context(), &delete_request("")).await.unwrap();
+    client
+        .shutdown(context(), &shutdown_request())
+        .await
+        .unwrap();
+    sandbox.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn processes_have_their_streams_however_few_files_a_shell_may_open() {
+    let mut sandbox = Box_::new("ok", "test");
+    sandbox.spec(&["sleep"], |_| {});
+    let client = sandbox.client().await;
+    let create = create_request(&sandbox.path("bundle"));
+    client.create(context(), &create).await.unwrap();
+    client.start(context(), &start_request("")).await.unwrap();
+    sandbox.note_pids();
+    let stdout = fifo(&sandbox, "stdout");
+    let _reader = open_reader(&stdout);
+    for number in 0..50 {
+        let id = format!("e{number}");
+        let mut exec = exec_request(&id, &["sleep"]);
+        exec.stdout.clone_from(&stdout);
+        exec.stderr.clone_from(&stdout);
+        client.exec(context(), &exec).await.unwrap();
+        client.start(context(), &start_request(&id)).await.unwrap();
+    }
+    client.kill(context(), &kill_request(9)).await.unwrap();
+    client.wait(context(), &wait_request("")).await.unwrap();
     client.delete(context(), &delete_request("")).await.unwrap();
     client
         .shutdown(context(), &shutdown_request())
