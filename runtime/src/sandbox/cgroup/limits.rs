@@ -12,12 +12,16 @@ use serde_json::Value;
 pub struct CgroupLimits {
     /// In the order in which they are to be written.
     pub settings: Vec<Setting>,
+    /// Of `cpu.max`, in microseconds, where the quota is to stay.
+    pub cpu_period: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     pub file: &'static str,
     pub value: String,
+    /// What is written instead, and where, if the kernel has this file.
+    pub rather: Option<(&'static str, String)>,
 }
 
 impl CgroupLimits {
@@ -25,15 +29,37 @@ impl CgroupLimits {
         self.settings.push(Setting {
             file,
             value: value.into(),
+            rather: None,
+        });
+    }
+
+    /// The weight of all devices, or of one. The scheduler BFQ has its own file, and takes
+    /// the specification's range as it is.
+    fn set_io_weight(&mut self, devices: &str, weight: u64) {
+        self.settings.push(Setting {
+            file: "io.weight",
+            value: format!("{devices} {}", io_weight(weight)),
+            rather: Some(("io.bfq.weight", format!("{devices} {weight}"))),
         });
     }
 
     /// What of `linux.resources` is the host's to give.
     pub fn of_resources(resources: &Value) -> Self {
         let mut limits = Self::default();
+        limits.memory(&resources["memory"]);
         limits.cpu(&resources["cpu"]);
         limits.block_io(&resources["blockIO"]);
         limits
+    }
+
+    fn memory(&mut self, memory: &Value) {
+        let amount = |key: &str| memory[key].as_u64().filter(|bytes| *bytes > 0);
+        if let Some(reservation) = amount("reservation") {
+            self.set("memory.low", reservation.to_string());
+        }
+        if let (Some(limit), Some(swap)) = (amount("limit"), amount("swap")) {
+            self.set("memory.swap.max", swap.saturating_sub(limit).to_string());
+        }
     }
 
     fn cpu(&mut self, cpu: &Value) {
@@ -53,10 +79,9 @@ impl CgroupLimits {
             // A quota alone leaves the period as it is.
             (Some(quota), None) => self.set("cpu.max", quota),
             (Some(quota), Some(period)) => self.set("cpu.max", format!("{quota} {period}")),
-            (None, Some(period)) => self.set("cpu.max", format!("max {period}")),
-            (None, None) => {}
+            (None, period) => self.cpu_period = period,
         }
-        if let Some(burst) = cpu["burst"].as_u64().filter(|burst| *burst != 0) {
+        if let Some(burst) = cpu["burst"].as_u64() {
             self.set("cpu.max.burst", burst.to_string());
         }
         for (key, file) in [("cpus", "cpuset.cpus"), ("mems", "cpuset.mems")] {
@@ -68,12 +93,11 @@ impl CgroupLimits {
 
     fn block_io(&mut self, io: &Value) {
         if let Some(weight) = io["weight"].as_u64().filter(|weight| *weight != 0) {
-            self.set("io.weight", format!("default {}", io_weight(weight)));
+            self.set_io_weight("default", weight);
         }
         for entry in io["weightDevice"].as_array().into_iter().flatten() {
             if let Some(weight) = entry["weight"].as_u64().filter(|weight| *weight != 0) {
-                let line = format!("{} {}", numbers(entry), io_weight(weight));
-                self.set("io.weight", line);
+                self.set_io_weight(&numbers(entry), weight);
             }
         }
         for (list, key) in [
@@ -132,7 +156,7 @@ fn weight_of_shares(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
-/// Weights of 10 to 1000 onto 1 to 10,000.
+/// Weights of 10 to 1000 onto 1 to 10,000, as in runc.
 fn io_weight(weight: u64) -> u64 {
     1 + (weight.clamp(10, 1000) - 10) * 9_999 / 990
 }
@@ -162,11 +186,13 @@ mod tests {
                 "throttleReadBpsDevice": device("rate", 4096),
                 "throttleWriteIOPSDevice": device("rate", 0),
             },
-            "memory": { "limit": 1 }, "pids": { "limit": 1 },
+            "memory": { "limit": 10, "swap": 30, "reservation": 5 }, "pids": { "limit": 1 },
         });
         assert_eq!(
             files(&resources),
             [
+                "memory.low = 5",
+                "memory.swap.max = 20",
                 "cpu.weight = 39",
                 "cpu.max = 150000 100000",
                 "cpu.max.burst = 10000",

@@ -64,6 +64,8 @@ pub enum CgroupError {
         value: String,
         source: io::Error,
     },
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
     #[error("{0} is a limit of the host's cgroup, and host_cgroup = false is set")]
     SwitchedOff(&'static str),
     #[error("cannot remove the cgroup {}", path.display())]
@@ -220,8 +222,25 @@ impl Cgroup {
 
     /// Sets limits of a cgroup that is there.
     pub fn update(&self, limits: &CgroupLimits) -> Result<(), CgroupError> {
-        let mut settings = limits.settings.iter();
-        settings.try_for_each(|setting| self.set(setting.file, &setting.value))
+        if let Some(period) = limits.cpu_period {
+            let quota = self.cpu_quota()?;
+            self.set("cpu.max", &format!("{quota} {period}"))?;
+        }
+        for setting in &limits.settings {
+            match &setting.rather {
+                Some((file, value)) if self.path.join(file).exists() => self.set(file, value)?,
+                _ => self.set(setting.file, &setting.value)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The first word of `cpu.max`: microseconds, or `max`.
+    fn cpu_quota(&self) -> Result<String, CgroupError> {
+        let path = self.path.join("cpu.max");
+        let text = fs::read_to_string(&path);
+        let text = text.map_err(|source| CgroupError::Read { path, source })?;
+        Ok(text.split(' ').next().unwrap_or("max").to_owned())
     }
 
     fn set(&self, name: &str, value: &str) -> Result<(), CgroupError> {
@@ -386,6 +405,35 @@ mod tests {
         assert_eq!(passed("docker").unwrap(), "+cpu +memory +pids +cpuset +io");
         named.remove().unwrap();
         assert!(root.join("docker").exists() && !root.join("docker/abc").exists());
+    }
+
+    #[test]
+    fn what_the_kernel_has_decides_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::at(dir.path().join("lazaret/box"));
+        fs::create_dir_all(cgroup.path()).unwrap();
+        let file = |name: &str| cgroup.path().join(name);
+        let resources = |text: &str| CgroupLimits::of_resources(&text.parse().unwrap());
+        let read = |name: &str| fs::read_to_string(file(name)).unwrap();
+
+        // A period alone leaves the quota.
+        fs::write(file("cpu.max"), "50000 100000").unwrap();
+        cgroup
+            .update(&resources(r#"{ "cpu": { "period": 250000 } }"#))
+            .unwrap();
+        assert_eq!(read("cpu.max"), "50000 250000");
+
+        let weight = resources(r#"{ "blockIO": { "weight": 1000 } }"#);
+        fs::write(file("io.weight"), "").unwrap();
+        cgroup.update(&weight).unwrap();
+        assert_eq!(read("io.weight"), "default 10000");
+        fs::write(file("io.bfq.weight"), "").unwrap();
+        fs::write(file("io.weight"), "").unwrap();
+        cgroup.update(&weight).unwrap();
+        assert_eq!(
+            (read("io.bfq.weight"), read("io.weight")),
+            ("default 1000".to_owned(), String::new())
+        );
     }
 
     #[test]

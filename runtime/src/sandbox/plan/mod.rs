@@ -5,6 +5,7 @@
 //! a microVM is an error that names it.
 
 mod disks;
+mod mount_flags;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use lazaret_protocol::{GUEST_SHARED_DIR, SHARED_TAG, ports};
 use lazaret_vmm::config::{
     ConfigError, FsConfig, MAX_VCPUS, MIN_MEMORY_MIB, VmConfig, VsockConfig,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::cgroup::{CgroupLimits, count_cpus, remove_host_limits};
@@ -26,6 +27,7 @@ use crate::hooks::HookKind;
 use crate::network;
 
 pub use disks::{Disk, DiskSource, GuestDisk, place};
+pub use mount_flags::flags_of;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -233,16 +235,10 @@ fn host_limits(vm: &VmConfig, resources: &Value, shared: bool) -> CgroupLimits {
     }
     let mut limits = CgroupLimits::default();
     limits.set("memory.max", memory_max.to_string());
-    let memory = |key: &str| resources["memory"][key].as_u64().filter(|bytes| *bytes > 0);
-    if let Some(reservation) = memory("reservation") {
-        limits.set("memory.low", reservation.to_string());
-    }
-    if let (Some(limit), Some(swap)) = (memory("limit"), memory("swap")) {
-        limits.set("memory.swap.max", swap.saturating_sub(limit).to_string());
-    }
     limits.set("pids.max", pids_max.to_string());
-    let given = CgroupLimits::of_resources(resources).settings;
-    limits.settings.extend(given);
+    let given = CgroupLimits::of_resources(resources);
+    limits.settings.extend(given.settings);
+    limits.cpu_period = given.cpu_period;
     limits
 }
 
@@ -263,7 +259,11 @@ fn memory_mib(
         .filter(|limit| *limit > 0);
     let asked = match (annotations.memory_mib, limit) {
         (Some(mib), _) => u64::from(mib),
-        (None, Some(limit)) => limit.div_ceil(MIB).saturating_add(GUEST_OVERHEAD_MIB),
+        // A limit is a bound, which may be above all there is.
+        (None, Some(limit)) => limit
+            .div_ceil(MIB)
+            .saturating_add(GUEST_OVERHEAD_MIB)
+            .min(host.memory_mib.into()),
         (None, None) => u64::from(defaults.memory_mib),
     };
     if asked < u64::from(MIN_MEMORY_MIB) {
@@ -290,13 +290,15 @@ fn cpus_of(cpu: &Value) -> Option<u8> {
     Some(count.clamp(1, MAX_VCPUS))
 }
 
-/// Rewrites a container's spec for the guest. `kind_of` looks at a host path.
+/// Rewrites a container's spec for the guest. `kind_of` looks at a host path, `flags_of`
+/// at the mount that it is on.
 pub fn plan_container(
     id: &ContainerId,
     mut spec: Value,
     namespace: &str,
     bundle: &Path,
     kind_of: impl Fn(&Path) -> io::Result<PathKind>,
+    flags_of: impl Fn(&Path) -> Vec<&'static str>,
 ) -> Result<ContainerPlan, PlanError> {
     let annotations = Annotations::of(&spec, namespace)?;
     if has_network(namespace) {
@@ -304,6 +306,9 @@ pub fn plan_container(
     }
     refuse_what_a_guest_cannot_do(&spec, namespace)?;
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
+    if spec["process"].is_object() && spec["process"]["user"].is_null() {
+        spec["process"]["user"] = json!({ "uid": 0, "gid": 0 });
+    }
 
     if let Some(resources) = spec.pointer_mut("/linux/resources") {
         remove_host_limits(resources);
@@ -326,6 +331,7 @@ pub fn plan_container(
                 Source::GuestDevice(path) => mount["source"] = path.into(),
                 Source::Host(host_mount) => {
                     mount["source"] = guest_path(&host_mount.target).into();
+                    mount_flags::inherit(mount, &flags_of(&host_mount.source));
                     mounts.push(host_mount);
                 }
             }

@@ -13,10 +13,19 @@ const DEFAULTS: Defaults = Defaults {
     memory_mib: 512,
 };
 
+/// What is on removable media is neither a program nor a device.
+fn flags_of(path: &Path) -> Vec<&'static str> {
+    if path.starts_with("/media") {
+        vec!["nodev", "noexec"]
+    } else {
+        Vec::new()
+    }
+}
+
 /// A host with these paths and no others.
 fn kind_of(path: &Path) -> io::Result<PathKind> {
     match path.to_str().unwrap_or_default() {
-        "/srv/data" | "/bundle/relative" => Ok(PathKind::Directory),
+        "/srv/data" | "/bundle/relative" | "/media/stick" | "/src" => Ok(PathKind::Directory),
         "/etc/hosts" | "/srv/disk.img" | "/srv/tools.erofs" => Ok(PathKind::File),
         "/run/docker.sock" => Ok(PathKind::Other("socket")),
         "/dev/sda" => Ok(PathKind::BlockDevice),
@@ -39,7 +48,14 @@ fn in_guest(name: &str) -> GuestDisk {
 
 fn plan(spec: Value) -> Result<ContainerPlan, PlanError> {
     let id = ContainerId::new("c1").unwrap();
-    plan_container(&id, spec, "lazaret", Path::new("/bundle"), kind_of)
+    plan_container(
+        &id,
+        spec,
+        "lazaret",
+        Path::new("/bundle"),
+        kind_of,
+        flags_of,
+    )
 }
 
 fn golden(name: &str) {
@@ -52,7 +68,7 @@ fn golden(name: &str) {
     writeln!(planned, "# microVM").unwrap();
     writeln!(planned, "{}", serde_json::to_string_pretty(&vm).unwrap()).unwrap();
     writeln!(planned, "# host cgroup").unwrap();
-    for Setting { file, value } in &cgroup.settings {
+    for Setting { file, value, .. } in &cgroup.settings {
         writeln!(planned, "{file} = {value}").unwrap();
     }
     writeln!(planned, "# root\n{}", container.root.display()).unwrap();
@@ -201,6 +217,28 @@ fn empty_hooks_and_new_namespaces_are_fine() {
     plan(with("/hooks", serde_json::json!({ "poststop": [] }))).unwrap();
 }
 
+#[test]
+fn volumes_have_the_flags_of_their_source() {
+    for (source, own, all) in [
+        (
+            "/media/stick",
+            &["rbind", "exec"][..],
+            &["nodev", "noexec", "rbind", "exec"][..],
+        ),
+        ("/src", &["rbind"], &["rbind"]),
+    ] {
+        let planned = plan(bind(source, own)).unwrap();
+        assert_eq!(planned.spec["mounts"][0]["options"], serde_json::json!(all));
+    }
+}
+
+#[test]
+fn a_process_without_a_user_is_roots() {
+    let planned = plan(with("/process/cwd", "/".into())).unwrap();
+    let root = serde_json::json!({ "uid": 0, "gid": 0 });
+    assert_eq!(planned.spec["process"]["user"], root);
+}
+
 fn sized(spec: &Value) -> Result<(u8, u32), String> {
     plan_vm(spec, "lazaret", DEFAULTS, HOST)
         .map(|plan| (plan.vm.vcpus, plan.vm.memory_mib))
@@ -219,6 +257,9 @@ fn the_microvm_is_sized_by_annotation_then_limit_then_default() {
     for (spec, expected) in [
         (with("/process/cwd", "/".into()), (1, 512)),
         (memory(256), (1, 352)),
+        // As much as there is.
+        (memory(64 * 1024), (1, 16 * 1024)),
+        (memory(i64::MAX as u64 / MIB), (1, 16 * 1024)),
         (unlimited, (1, 512)),
         (cpus(150_000), (2, 512)),
         (cpus(9_000_000), (32, 512)),
