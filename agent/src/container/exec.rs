@@ -13,6 +13,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 use rustix::process::{chdir, getcwd};
 
+use super::environment::Environment;
 use crate::failure::{Code, Failure, OrFail, Result, errno_text};
 
 /// A program with its arguments and environment, ready for execve.
@@ -30,17 +31,15 @@ impl Program {
         let name = arguments
             .first()
             .ok_or_else(|| Failure::invalid("process.args is empty"))?;
-        let mut environment = process.env().clone().unwrap_or_default();
-        if let Some(home) = home
-            && variable(&environment, "HOME").is_none_or(str::is_empty)
-        {
-            environment.push(format!("HOME={home}"));
+        let mut environment = Environment::of(process)?;
+        if let Some(home) = home {
+            environment.set_home(home);
         }
-        let path = look_up(name, variable(&environment, "PATH").unwrap_or_default())?;
+        let path = look_up(name, environment.get("PATH").unwrap_or_default())?;
         Ok(Self {
             path: c_string(path.as_os_str())?,
             arguments: c_strings(arguments)?,
-            environment: c_strings(&environment)?,
+            environment: c_strings(environment.entries())?,
         })
     }
 
@@ -145,15 +144,6 @@ fn code(errno: Errno) -> Code {
     }
 }
 
-/// The last setting of a variable, as most programs see it.
-fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
-    environment
-        .iter()
-        .rev()
-        .filter_map(|entry| entry.split_once('='))
-        .find_map(|(key, value)| (key == name).then_some(value))
-}
-
 fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
     strings
         .iter()
@@ -221,11 +211,5 @@ mod tests {
             look_up("sh", "/nowhere:/bin:/usr/bin").expect("there is a shell"),
             Path::new("/bin/sh")
         );
-    }
-
-    #[test]
-    fn last_setting_of_a_variable_counts() {
-        let environment = ["PATH=/a".to_owned(), "PATH=/b".to_owned()];
-        assert_eq!(variable(&environment, "PATH"), Some("/b"));
     }
 }

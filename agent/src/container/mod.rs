@@ -12,6 +12,7 @@
 
 mod credentials;
 mod device;
+mod environment;
 mod exec;
 mod hooks;
 mod input;

@@ -10,6 +10,7 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Process, Spec,
 };
 
+use super::environment::Environment;
 use super::security_module::{Lsm, Setting};
 use super::user_namespace::Mappings;
 use super::{mount, sysctl};
@@ -46,6 +47,7 @@ pub(crate) fn check_process(process: &Process, lsm: Lsm) -> Result<()> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Failure::invalid("process.args is empty"));
     }
+    Environment::of(process)?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
     for (place, limit) in limits.iter().enumerate() {
         if limits

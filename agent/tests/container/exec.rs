@@ -29,6 +29,26 @@ async fn exec_has_its_own_identity() {
     container.delete().await;
 }
 
+/// What programs see that read the environment themselves, or by getenv.
+#[tokio::test(flavor = "multi_thread")]
+async fn last_setting_of_a_variable_is_the_only_one() {
+    require_root!();
+    let container = Box::new(&["sleep", "1000"]).started().await;
+    let mut process = process(&["cat", "/proc/self/environ"]);
+    process["env"] = json!(["A=1", "PATH=/nowhere", "A=2", "HOME=", "PATH=/bin"]);
+    let outcome = container.exec("e", process.clone()).await.expect("runs");
+    assert_eq!(outcome.stdout, "A=2\0PATH=/bin\0HOME=/root\0");
+    for entry in ["A", "=1"] {
+        process["env"] = json!(["PATH=/bin", entry]);
+        let stdio = lazaret_protocol::agent::Stdio::new();
+        let result = container.try_create_process("f", process.clone(), stdio);
+        let (code, text) = refused(result.await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains(&format!("{entry:?}")), "{text}");
+    }
+    container.delete().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_program_is_not_found() {
     require_root!();
