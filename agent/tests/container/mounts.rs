@@ -103,6 +103,20 @@ async fn tmpfs_has_its_options() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tmpfs_has_the_mode_of_the_directory_it_covers_or_is_open_to_all() {
+    require_root!();
+    let tmpfs = |path: &str| json!({ "destination": path, "type": "tmpfs", "source": "tmpfs" });
+    let container = Box::new(&["stat", "-c", "%a", "/new/dir", "/old", "/new"])
+        .mount(tmpfs("/new/dir"))
+        .mount(tmpfs("/old"));
+    let old = container.root().join("old");
+    fs::create_dir(&old).expect("directory");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o750);
+    fs::set_permissions(&old, mode).expect("mode");
+    assert_eq!(container.run().await.stdout, "1777\n750\n755\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn missing_source_is_named() {
     require_root!();
     let container = Box::new(&["true"]).mount(bind(Path::new("/no/such/source"), "/v", &["rbind"]));

@@ -179,10 +179,12 @@ fn file_system(
     let doing = || format!("mount {}", destination.display());
     // Version 1 hierarchies do not exist in the guest; engines ask by the old name.
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
+    let is_new = matches!(root.place(destination), Err(Errno::NOENT));
     let place = root.make_dir_all(destination)?;
     let mut parameters = options.parameters.clone();
-    if kind == "tmpfs" && !parameters.iter().any(|(key, _)| key == "mode") {
-        // A tmpfs keeps the mode of the directory it covers, as in other runtimes.
+    if kind == "tmpfs" && !is_new && !parameters.iter().any(|(key, _)| key == "mode") {
+        // A tmpfs keeps the mode of the directory it covers, as in other runtimes. Where
+        // there was none it is open to all, which is the kernel's default.
         let covered = fstat(&place).or_fail(|| format!("look at {}", destination.display()))?;
         let mode = format!("{:o}", covered.st_mode & 0o7777);
         parameters.push(("mode".to_owned(), Some(mode)));
