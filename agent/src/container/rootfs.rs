@@ -13,8 +13,8 @@ use rustix::mount::{
 use rustix::process::{fchdir, pivot_root};
 
 use super::mount::{
-    Attributes, Propagation, Reach, clone_tree, make_read_only, mask, mount, set_attributes,
-    set_propagation,
+    Attributes, Propagation, Reach, Unsealed, clone_tree, make_read_only, mask, mount,
+    set_attributes, set_propagation,
 };
 use super::path::Root;
 use super::{device, sysctl};
@@ -22,12 +22,12 @@ use crate::failure::{Failure, OrFail, Result};
 
 /// Builds the root below `root.path` and makes it the root of this process, which
 /// has a mount namespace of its own by now. Sources of some mounts are `prepared`, by
-/// their place in the spec's list.
+/// their place in the spec's list. Answers with what is left to be sealed.
 pub(crate) fn enter(
     spec: &Spec,
     linux: &Linux,
     mut prepared: HashMap<usize, OwnedFd>,
-) -> Result<()> {
+) -> Result<Vec<Unsealed>> {
     let path = spec
         .root()
         .as_ref()
@@ -42,15 +42,17 @@ pub(crate) fn enter(
     let tree = attach_root(path)?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let root = Root::new(open_directory(tree.as_fd())?);
+    let mut unsealed = Vec::new();
     for (place, entry) in mounts.iter().enumerate() {
-        mount(&root, entry, prepared.remove(&place))?;
+        unsealed.extend(mount(&root, entry, prepared.remove(&place))?);
     }
     device::populate(
         &root,
         mounts,
         linux.devices().as_deref().unwrap_or_default(),
     )?;
-    pivot(tree.as_fd())
+    pivot(tree.as_fd())?;
+    Ok(unsealed)
 }
 
 /// Mounts the root directory onto itself, as `pivot_root` wants a mount.
@@ -80,9 +82,12 @@ fn pivot(tree: BorrowedFd<'_>) -> Result<()> {
 
 /// Closes the entered root down. Kernel settings come first: /proc/sys is among
 /// the paths that become read-only.
-pub(crate) fn seal(spec: &Spec, linux: &Linux) -> Result<()> {
+pub(crate) fn seal(spec: &Spec, linux: &Linux, unsealed: Vec<Unsealed>) -> Result<()> {
     let root = Root::of_process()?;
     sysctl::set(&root, linux)?;
+    for mount in unsealed {
+        mount.seal()?;
+    }
     for path in linux.readonly_paths().iter().flatten() {
         make_read_only(&root, Path::new(path))?;
     }

@@ -81,7 +81,7 @@ fn create(sync: &StageSocket) -> Result<Ready> {
     // Nobody can look at it before: the files of /proc are its own until then.
     hide()?;
     namespaces::set_names(&spec, linux)?;
-    rootfs::enter(&spec, linux, mounts)?;
+    let unsealed = rootfs::enter(&spec, linux, mounts)?;
     let root = Root::of_process()?;
     let terminal = open_terminal(process)?;
     if let Some(terminal) = &terminal {
@@ -96,7 +96,7 @@ fn create(sync: &StageSocket) -> Result<Ready> {
             process.cwd().display()
         )));
     }
-    rootfs::seal(&spec, linux)?;
+    rootfs::seal(&spec, linux, unsealed)?;
     // Callers tell 127 and 126 by the error of their create. It is looked up again
     // with the rights of the user.
     if change_directory(process.cwd()).is_ok() {

@@ -129,6 +129,33 @@ async fn tmpfs_has_the_mode_of_the_directory_it_covers_or_is_open_to_all() {
     assert_eq!(container.run().await.stdout, "1777\n750\n755\n");
 }
 
+/// As `podman run --read-only --read-only-tmpfs=false` has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn read_only_tmpfs_is_filled_first() {
+    require_root!();
+    let dev = json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                      "options": ["nosuid", "noexec", "strictatime", "mode=755", "ro"] });
+    let volume = tempfile::tempdir().expect("temporary directory");
+    let tmpfs = json!({ "destination": "/t", "type": "tmpfs", "options": ["ro"] });
+    let device = json!([{ "path": "/dev/extra", "type": "c", "major": 1, "minor": 5 }]);
+    let script = "touch /dev/x; touch /t/x; test -c /dev/extra && test -c /dev/null \
+                  && echo made > /dev/null && touch /dev/shm/x /t/volume/x && echo fine";
+    for terminal in [false, true] {
+        let mut container = Box::sh(script)
+            .set("/linux/devices", device.clone())
+            .set("/process/terminal", json!(terminal))
+            .set("/root/readonly", json!(true))
+            .mount(tmpfs.clone())
+            .mount(bind(volume.path(), "/t/volume", &["rbind"]));
+        container.spec["mounts"][1] = dev.clone();
+        let outcome = container.run().await;
+        let said = outcome.stdout + &outcome.stderr;
+        assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
+        assert!(said.contains("fine"), "{said}");
+        fs::remove_file(volume.path().join("x")).expect("written");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_source_is_named() {
     require_root!();

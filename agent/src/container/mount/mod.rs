@@ -7,7 +7,7 @@ mod kernel;
 mod options;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, fstat, fstatfs, stat};
@@ -78,16 +78,45 @@ fn may_cover(mount: &Mount) -> bool {
     is_whole || COVERABLE.iter().any(|path| destination == Path::new(path))
 }
 
+/// A mount that takes what the container is still to be given, and is made read-only
+/// when its root is sealed.
+#[derive(Debug)]
+pub(crate) struct Unsealed {
+    made: OwnedFd,
+    destination: PathBuf,
+}
+
+impl Unsealed {
+    pub(crate) fn seal(self) -> Result<()> {
+        set_attributes(self.made.as_fd(), Attributes::READ_ONLY, Reach::One)
+            .or_fail(|| format!("make {} read-only", self.destination.display()))
+    }
+}
+
+/// Devices are made in the one, and other mounts' places in the others.
+fn is_filled_before_use(destination: &Path, kind: &str) -> bool {
+    destination == Path::new("/dev") || kind == "tmpfs"
+}
+
 /// Makes one mount of the spec below `root`; `prepared` is its source where the agent
 /// has opened that already.
-pub(crate) fn mount(root: &Root, mount: &Mount, prepared: Option<OwnedFd>) -> Result<()> {
+pub(crate) fn mount(
+    root: &Root,
+    mount: &Mount,
+    prepared: Option<OwnedFd>,
+) -> Result<Option<Unsealed>> {
     let destination = mount.destination();
-    let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
+    let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
     if options.remount {
-        return remount(root, destination, &options);
+        return remount(root, destination, &options).map(|()| None);
     }
     let kind = mount.typ().as_deref().unwrap_or("none");
     let is_bind = options.bind.is_some() || kind == "bind" || prepared.is_some();
+    let is_sealed_later =
+        !is_bind && options.attributes.is_read_only() && is_filled_before_use(destination, kind);
+    if is_sealed_later {
+        options.attributes = options.attributes.writable();
+    }
     let (made, place) = if is_bind {
         bind(root, mount, &options, prepared)?
     } else {
@@ -99,7 +128,10 @@ pub(crate) fn mount(root: &Root, mount: &Mount, prepared: Option<OwnedFd>) -> Re
     for propagation in &options.propagation {
         set_propagation(made.as_fd(), *propagation).or_fail(doing)?;
     }
-    Ok(())
+    Ok(is_sealed_later.then(|| Unsealed {
+        made,
+        destination: destination.clone(),
+    }))
 }
 
 /// What the destination says by its name, its links must not undo.

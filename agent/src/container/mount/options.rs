@@ -32,6 +32,12 @@ impl Attributes {
         self.set & RDONLY != 0
     }
 
+    /// The same, but for writes.
+    pub(crate) fn writable(mut self) -> Self {
+        self.off(RDONLY);
+        self
+    }
+
     pub(crate) fn is_empty(self) -> bool {
         self == Self::default()
     }
