@@ -243,7 +243,8 @@ impl Container {
         process_json: &[u8],
         connections: Connections,
     ) -> Result<Arc<Process>> {
-        if !self.first.is_running() {
+        // One that has not been started is there to be joined already.
+        if self.first.has_ended() {
             return Err(self.not_running());
         }
         self.refuse_paused()?;

@@ -70,7 +70,6 @@ pub(crate) struct Process {
     pid: Pid,
     pidfd: OwnedFd,
     stage: Mutex<Option<AgentSocket>>,
-    started: AtomicBool,
     ended: Arc<AtomicBool>,
     stdio: Arc<Stdio>,
     exit: watch::Receiver<Option<Exit>>,
@@ -136,7 +135,6 @@ impl Launch<'_> {
             pid: spawned.pid,
             pidfd: spawned.pidfd,
             stage: Mutex::new(Some(socket)),
-            started: AtomicBool::new(false),
             ended,
             stdio,
             exit,
@@ -212,10 +210,6 @@ impl Process {
         self.pidfd.as_fd()
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        self.started.load(Ordering::Relaxed) && !self.has_ended()
-    }
-
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
@@ -241,10 +235,7 @@ impl Process {
                 Some((Message::Created, _)) => {
                     return Err(Failure::internal("the container stage repeats itself"));
                 }
-                None if executing => {
-                    self.started.store(true, Ordering::Relaxed);
-                    return Ok(());
-                }
+                None if executing => return Ok(()),
                 None => return Err(precondition("the process was killed during its start")),
             }
         }

@@ -50,6 +50,36 @@ async fn last_setting_of_a_variable_is_the_only_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn created_container_takes_processes_before_its_start() {
+    require_root!();
+    let container = Box::sh("until [ -e /tmp/end ]; do sleep 0.1; done");
+    let stdio = lazaret_protocol::agent::Stdio::new;
+    container.create(stdio()).await.expect("create");
+    let outcome = container.exec("e", process(&["sh", "-c", "hostname; echo $$"]));
+    let outcome = outcome.await.expect("runs");
+    assert!(outcome.stdout.starts_with("box\n"), "{}", outcome.stdout);
+    container.start("").await.expect("start");
+    let after = container.exec("f", process(&["touch", "/tmp/end"]));
+    assert_eq!(after.await.expect("runs").status, 0);
+    assert_eq!(container.wait("").await.exit_status, 0);
+    container.delete().await;
+
+    let container = Box::new(&["true"]);
+    container.create(stdio()).await.expect("create");
+    let mut kill = lazaret_protocol::agent::SignalProcessRequest::new();
+    kill.container_id.clone_from(&container.id);
+    kill.signal = 9;
+    let killed = container
+        .client
+        .signal_process(crate::harness::context(), &kill);
+    killed.await.expect("kill");
+    container.wait("").await;
+    let refusal = container.try_create_process("e", process(&["true"]), stdio());
+    assert_eq!(refused(refusal.await).0, ttrpc::Code::FAILED_PRECONDITION);
+    container.delete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn missing_program_is_not_found() {
     require_root!();
     let container = Box::new(&["sleep", "1000"]).started().await;
