@@ -14,6 +14,7 @@ mod credentials;
 mod device;
 mod environment;
 mod exec;
+mod further;
 mod hooks;
 mod input;
 mod listing;
@@ -44,9 +45,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lazaret_protocol::PROCESSES_MAX;
-use oci_spec::runtime::{
-    ExecCPUAffinity, Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec,
-};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Signal;
@@ -56,9 +55,9 @@ pub(crate) use mount::{Attributes, Reach, attach, clone_tree, new_file_system, s
 pub(crate) use process::Process;
 pub use stage::{is_stage, run as run_stage};
 
-use self::input::{Identity, Inherited, Joining};
+use self::further::ForExecs;
+use self::input::{Identity, Joining};
 use self::process::Launch;
-use self::security_module::Lsm;
 use self::spawn::PidNamespace;
 use self::user_namespace::{Mappings, mapped_mounts};
 use crate::cgroup::{self, Cgroup, Stats};
@@ -105,33 +104,6 @@ pub(crate) struct Workshop {
 
 /// Parent of all containers' cgroups, below the mount of the hierarchy.
 pub(crate) const CGROUP_PARENT: &str = "lazaret";
-
-/// What of the container's spec its further processes are subject to.
-#[derive(Debug)]
-struct ForExecs {
-    inherited: Inherited,
-    lsm: Lsm,
-    oom_score_adj: Option<i32>,
-    cpu_affinity: Option<ExecCPUAffinity>,
-    users: Option<Mappings>,
-}
-
-impl ForExecs {
-    fn of(spec: &Spec, process: &ProcessSpec, linux: &Linux, users: Option<Mappings>) -> Self {
-        Self {
-            inherited: Inherited {
-                seccomp: linux.seccomp().clone(),
-                personality: linux.personality().clone(),
-                has_time_namespace: spec::has_namespace(linux, LinuxNamespaceType::Time),
-                has_user_namespace: users.is_some(),
-            },
-            lsm: Lsm::of(spec),
-            oom_score_adj: process.oom_score_adj(),
-            cpu_affinity: process.exec_cpu_affinity().clone(),
-            users,
-        }
-    }
-}
 
 /// Who a user of the container is in the guest.
 fn outer_uid(users: Option<&Mappings>, uid: u32) -> Result<u32> {
@@ -249,14 +221,11 @@ impl Container {
         }
         self.refuse_paused()?;
         let process_json = scheduling::respell_flags(process_json, "/scheduler/flags");
-        let mut process: ProcessSpec = serde_json::from_slice(&process_json)
+        let process: ProcessSpec = serde_json::from_slice(&process_json)
             .map_err(|error| Failure::invalid(format!("process spec: {error}")))?;
         spec::check_process(&process, self.spec.lsm)?;
-        if process.exec_cpu_affinity().is_none() {
-            process.set_exec_cpu_affinity(self.spec.cpu_affinity.clone());
-        }
         let joining = Joining {
-            process,
+            process: self.spec.complete(process),
             inherited: self.spec.inherited.clone(),
         };
         let reserved = Reserved::new(&self.further, exec_id)
@@ -282,7 +251,6 @@ impl Container {
 
     async fn launch_further(&self, joining: &Joining, connections: Connections) -> Result<Process> {
         let process = &joining.process;
-        let score = process.oom_score_adj().or(self.spec.oom_score_adj);
         let pid = self.first.pid();
         let path = format!("/proc/{pid}/ns/pid");
         let namespace = open_read(Path::new(&path)).or_fail(|| format!("open {path}"))?;
@@ -295,7 +263,7 @@ impl Container {
             mode: stage::EXEC,
             input: &joining.encode()?,
             terminal: process.terminal() == Some(true),
-            oom_score_adj: score.unwrap_or_default(),
+            oom_score_adj: process.oom_score_adj().unwrap_or_default(),
             rlimits: process.rlimits().as_deref().unwrap_or_default(),
             users: None,
             uid: outer_uid(self.spec.users.as_ref(), process.user().uid())?,

@@ -140,3 +140,39 @@ async fn exec_has_its_own_rights() {
     );
     container.delete().await;
 }
+
+/// As `exec --process` with a file that says no more than what to run.
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_has_the_containers_rights_and_limits_where_it_has_none_of_its_own() {
+    require_root!();
+    let list = json!(["CAP_CHOWN"]);
+    let limit = |count: u32| json!([{ "type": "RLIMIT_NOFILE", "soft": count, "hard": count }]);
+    let container = Box::new(&["sleep", "1000"])
+        .set(
+            "/process/capabilities",
+            json!({ "bounding": list, "permitted": list, "effective": list }),
+        )
+        .set("/process/rlimits", limit(77))
+        .set(
+            "/process/user",
+            json!({ "uid": 0, "gid": 0, "umask": 0o027 }),
+        )
+        .set(
+            "/process/scheduler",
+            json!({ "policy": "SCHED_BATCH", "nice": 7 }),
+        )
+        .started()
+        .await;
+    let script = "grep ^CapEff /proc/self/status; ulimit -n; umask; \
+                  cut -d ' ' -f 19,41 /proc/self/stat";
+    let mut process = process(&["sh", "-c", script]);
+    let outcome = container.exec("e", process.clone()).await.expect("runs");
+    assert_eq!(outcome.stdout, "CapEff:\t0000000000000001\n77\n0027\n7 3\n");
+    process["capabilities"] = json!({});
+    process["rlimits"] = limit(78);
+    process["user"]["umask"] = json!(0o077);
+    process["scheduler"] = json!({ "policy": "SCHED_OTHER", "nice": 8 });
+    let outcome = container.exec("f", process).await.expect("runs");
+    assert_eq!(outcome.stdout, "CapEff:\t0000000000000000\n78\n0077\n8 0\n");
+    container.delete().await;
+}
