@@ -26,15 +26,11 @@ pub(crate) struct Program {
 
 impl Program {
     /// Looks the program up with the rights of the user that will run it.
-    pub(crate) fn find(process: &Process, home: Option<&str>) -> Result<Self> {
+    pub(crate) fn find(process: &Process, environment: &Environment) -> Result<Self> {
         let arguments = process.args().as_deref().unwrap_or_default();
         let name = arguments
             .first()
             .ok_or_else(|| Failure::invalid("process.args is empty"))?;
-        let mut environment = Environment::of(process)?;
-        if let Some(home) = home {
-            environment.set_home(home);
-        }
         let path = look_up(name, environment.get("PATH").unwrap_or_default())?;
         Ok(Self {
             path: c_string(path.as_os_str())?,

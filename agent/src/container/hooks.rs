@@ -15,14 +15,20 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process_group, pidfd_open};
 use serde_json::json;
 
+use super::environment::Environment;
 use super::input::Identity;
 use crate::failure::{Code, Failure, OrFail, Result};
 
 /// What is kept of a failed hook's output.
 const OUTPUT_MAX: u64 = 2048;
 
-/// Runs the hooks in order; the first that fails ends it.
-pub(crate) fn start_container(spec: &Spec, identity: &Identity) -> Result<()> {
+/// Runs the hooks in order; the first that fails ends it. One without an environment
+/// has that of the container's process.
+pub(crate) fn start_container(
+    spec: &Spec,
+    identity: &Identity,
+    environment: &Environment,
+) -> Result<()> {
     let hooks = spec.hooks().as_ref();
     let Some(hooks) = hooks.and_then(|hooks| hooks.start_container().as_deref()) else {
         return Ok(());
@@ -39,7 +45,7 @@ pub(crate) fn start_container(spec: &Spec, identity: &Identity) -> Result<()> {
     }
     let state = state.to_string();
     for (number, hook) in hooks.iter().enumerate() {
-        run(hook, &state).map_err(|failure| {
+        run(hook, &state, environment).map_err(|failure| {
             let message = format!("error running startContainer hook #{number}: {failure}");
             Failure::new(failure.code, message)
         })?;
@@ -47,7 +53,7 @@ pub(crate) fn start_container(spec: &Spec, identity: &Identity) -> Result<()> {
     Ok(())
 }
 
-fn run(hook: &Hook, state: &str) -> Result<()> {
+fn run(hook: &Hook, state: &str, environment: &Environment) -> Result<()> {
     let path = hook.path();
     if !path.is_absolute() {
         let message = format!("path {} is not absolute", path.display());
@@ -73,10 +79,12 @@ fn run(hook: &Hook, state: &str) -> Result<()> {
     if let Some((name, arguments)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(name).args(arguments);
     }
-    let variables = hook.env().iter().flatten();
+    command.env_clear();
+    match hook.env() {
+        Some(own) => command.envs(own.iter().filter_map(|entry| entry.split_once('='))),
+        None => command.envs(environment.variables()),
+    };
     command
-        .env_clear()
-        .envs(variables.filter_map(|variable| variable.split_once('=')))
         .stdin(input)
         .stdout(copy()?)
         .stderr(copy()?)

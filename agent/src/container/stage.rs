@@ -20,6 +20,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use rustix::thread::{CapabilitySet, set_no_new_privs};
 
+use super::environment::Environment;
 use super::exec::{Program, change_directory};
 use super::input::{Identity, Joining, decode_creation};
 use super::mount::open_null;
@@ -100,7 +101,7 @@ fn create(sync: &StageSocket) -> Result<Ready> {
     // Callers tell 127 and 126 by the error of their create. It is looked up again
     // with the rights of the user.
     if change_directory(process.cwd()).is_ok() {
-        Program::find(process, None)?;
+        Program::find(process, &Environment::of(process)?)?;
     }
     report_created(sync, terminal)?;
     Ok(Ready {
@@ -162,9 +163,11 @@ fn start(sync: &StageSocket, ready: &Ready) -> Result<()> {
     if entered.is_err() {
         change_directory(process.cwd())?;
     }
-    let program = Program::find(process, Some(&home))?;
+    let mut environment = Environment::of(process)?;
+    environment.set_home(&home);
+    let program = Program::find(process, &environment)?;
     match &ready.role {
-        Role::First { spec, identity } => hooks::start_container(spec, identity)?,
+        Role::First { spec, identity } => hooks::start_container(spec, identity, &environment)?,
         Role::Further => {
             if let Some(affinity) = process.exec_cpu_affinity() {
                 scheduling::set_final_affinity(affinity)?;

@@ -34,6 +34,26 @@ async fn hooks_run_in_order_in_the_container_before_its_program() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hook_without_an_environment_has_that_of_the_process() {
+    require_root!();
+    // As the shell was given it, and not as it passes it on.
+    let script = "/bin/cat /proc/$$/environ >> /tmp/log; echo >> /tmp/log";
+    let inherits = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+    let mut has_none = inherits.clone();
+    has_none["env"] = json!([]);
+    let container = with_hooks("cat /tmp/log", &[inherits, has_none]).set(
+        "/process/env",
+        json!(["PATH=/sbin", "A=1", "PATH=/bin", "A=2"]),
+    );
+    let outcome = container.run().await;
+    let (first, second) = outcome.stdout.split_once('\n').expect("two hooks");
+    let mut first: Vec<&str> = first.split_terminator('\0').collect();
+    first.sort_unstable();
+    assert_eq!(first, ["A=2", "HOME=/root", "PATH=/bin"]);
+    assert_eq!(second, "\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failing_hook_fails_the_start_with_its_output() {
     require_root!();
     let hooks = [hook("echo no luck >&2; exit 3"), hook("touch /tmp/ran")];

@@ -63,8 +63,9 @@ pub struct Hook {
     path: PathBuf,
     #[serde(default)]
     args: Vec<String>,
+    /// Without it the hook has the environment of whoever runs it.
     #[serde(default)]
-    env: Vec<String>,
+    env: Option<Vec<String>>,
     /// Seconds.
     #[serde(default)]
     timeout: Option<i64>,
@@ -160,9 +161,17 @@ pub fn hooks_of(spec: &Value, kind: HookKind) -> Result<Vec<Hook>, HookError> {
 
 /// Runs the hooks of one kind, in their order, up to the first that fails.
 pub fn run_hooks(spec: &Value, kind: HookKind, state: &HookState<'_>) -> Result<(), HookError> {
-    let hooks = hooks_of(spec, kind)?;
+    let mut hooks = hooks_of(spec, kind)?;
     if hooks.is_empty() {
         return Ok(());
+    }
+    if kind == HookKind::CreateContainer {
+        // Under runc they are run by what becomes the container's process.
+        let inherited = Option::<Vec<String>>::deserialize(&spec["process"]["env"]);
+        let inherited = inherited.ok().flatten().unwrap_or_default();
+        for hook in &mut hooks {
+            hook.env.get_or_insert_with(|| inherited.clone());
+        }
     }
     let json = state.to_json();
     for (number, hook) in hooks.iter().enumerate() {
@@ -190,7 +199,7 @@ impl Hook {
             Some("path is not absolute")
         } else if self.timeout.is_some_and(|seconds| seconds <= 0) {
             Some("timeout is not greater than zero")
-        } else if self.env.iter().any(|variable| !variable.contains('=')) {
+        } else if self.env.iter().flatten().any(|entry| !entry.contains('=')) {
             Some("a variable in env has no value")
         } else {
             None
@@ -245,13 +254,11 @@ impl Hook {
         if let Some((name, args)) = self.args.split_first() {
             command.arg0(name).args(args);
         }
-        let env = self
-            .env
-            .iter()
-            .filter_map(|variable| variable.split_once('='));
+        if let Some(env) = &self.env {
+            let env = env.iter().filter_map(|entry| entry.split_once('='));
+            command.env_clear().envs(env);
+        }
         command
-            .env_clear()
-            .envs(env)
             .stdin(Stdio::piped())
             .stdout(output.try_clone()?)
             .stderr(output.try_clone()?)

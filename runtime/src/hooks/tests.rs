@@ -63,6 +63,27 @@ fn a_hook_gets_the_state_its_arguments_and_its_environment_alone() {
 }
 
 #[test]
+fn a_hook_without_an_environment_has_that_of_this_process() {
+    let bundle = Bundle::new();
+    let mut hook = bundle.shell("echo $PATH > DIR/path");
+    hook.as_object_mut().unwrap().remove("env");
+    bundle.run(&[hook.clone()]).unwrap();
+    let own = std::env::var("PATH").unwrap();
+    assert!(!own.is_empty());
+    assert_eq!(bundle.read("path").trim_end(), own);
+
+    hook["args"][2] = "cat /proc/self/environ > $DIR/all".into();
+    let spec = json!({
+        "process": { "env": ["A=1", format!("DIR={}", bundle.dir.path().display()), "PATH=/bin", "A=2"] },
+        "hooks": { "createContainer": [hook] },
+    });
+    run_hooks(&spec, HookKind::CreateContainer, &bundle.state(&spec)).unwrap();
+    let all = bundle.read("all");
+    assert!(all.contains("A=2\0"), "{all:?}");
+    assert!(!all.contains("A=1\0") && !all.contains("CARGO"), "{all:?}");
+}
+
+#[test]
 fn the_first_failure_ends_the_list_and_says_what_the_hook_said() {
     let bundle = Bundle::new();
     let hooks = [
