@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lazaret_protocol::agent::Stdio as StdioRequest;
+use lazaret_protocol::agent::{CreateContainerRequest, Stdio as StdioRequest};
 use lazaret_protocol::{GUEST_SHARED_DIR, SHARED_TAG};
 use oci_spec::runtime::Spec;
 use parking_lot::Mutex;
@@ -66,26 +66,24 @@ impl Sandbox {
     }
 
     /// Makes a container; answers with its process id.
-    pub(crate) async fn create_container(
-        &self,
-        id: &str,
-        bundle: &str,
-        spec_json: &[u8],
-        stdio: &StdioRequest,
-    ) -> Result<u32> {
-        let id = ContainerId::new(id)?;
+    pub(crate) async fn create_container(&self, request: &CreateContainerRequest) -> Result<u32> {
+        let id = ContainerId::new(&request.container_id)?;
         let reserved = Reserved::new(&self.containers, id.as_str())
             .ok_or_else(|| exists(format!("container {id}")))?;
-        let connections = Connections::take(&self.streams, stdio).await?;
-        let (spec, spec_json) = parse_spec(spec_json)?;
+        let connections = Connections::take(&self.streams, &request.stdio).await?;
+        let (spec, spec_json) = parse_spec(&request.spec_json)?;
         self.prepare(uses_shared_directory(&spec))?;
         let workshop = Arc::clone(&self.workshop);
         let request = Request {
             spec: &spec,
             spec_json: &spec_json,
-            bundle,
+            name: match request.name.as_str() {
+                "" => id.as_str(),
+                name => name,
+            },
+            bundle: &request.bundle,
         };
-        let container = Container::create(workshop, id, request, connections).await?;
+        let container = Container::create(workshop, id.clone(), request, connections).await?;
         let pid = container.process("")?.pid();
         tracing::info!(
             container = container.id().as_str(),

@@ -84,15 +84,7 @@ impl agent_ttrpc::Agent for Agent {
         request: proto::CreateContainerRequest,
     ) -> ttrpc::Result<proto::CreateContainerReply> {
         let mut reply = proto::CreateContainerReply::new();
-        reply.guest_pid = self
-            .sandbox
-            .create_container(
-                &request.container_id,
-                &request.bundle,
-                &request.spec_json,
-                &request.stdio,
-            )
-            .await?;
+        reply.guest_pid = self.sandbox.create_container(&request).await?;
         Ok(reply)
     }
 

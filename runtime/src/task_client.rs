@@ -28,6 +28,17 @@ const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/
 /// What containerd puts in front of limits.
 const RESOURCES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
+/// What `lazaret-oci` puts in front of a container's id in its root, among the options
+/// of its creation: the id of the request is the sandbox's, which all roots share.
+const NAME_TYPE_URL: &str = "types.lazaret.dev/ContainerName";
+
+/// What the options of a container's creation say that it is called.
+pub fn name_of_container(options: MessageField<Any>) -> Option<String> {
+    let options = options.into_option();
+    let name = options.filter(|options| options.type_url == NAME_TYPE_URL)?;
+    String::from_utf8(name.value).ok()
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     #[error("cannot run the sandbox process {}", path.display())]
@@ -177,7 +188,34 @@ impl Task {
         rootfs: Vec<Mount>,
         stdio: &StdioPaths,
     ) -> Result<(), TaskError> {
-        let request = CreateTaskRequest {
+        let request = self.create_request(bundle, rootfs, stdio);
+        self.send_create(&request).await
+    }
+
+    /// Makes a container that has another name than its sandbox.
+    pub async fn create_named(
+        &self,
+        name: &str,
+        bundle: &Path,
+        stdio: &StdioPaths,
+    ) -> Result<(), TaskError> {
+        let name = Any {
+            type_url: NAME_TYPE_URL.to_owned(),
+            value: name.as_bytes().to_vec(),
+            ..Any::default()
+        };
+        let mut request = self.create_request(bundle, Vec::new(), stdio);
+        request.options = MessageField::some(name);
+        self.send_create(&request).await
+    }
+
+    fn create_request(
+        &self,
+        bundle: &Path,
+        rootfs: Vec<Mount>,
+        stdio: &StdioPaths,
+    ) -> CreateTaskRequest {
+        CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.to_string_lossy().into_owned(),
             rootfs,
@@ -186,12 +224,12 @@ impl Task {
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),
             ..CreateTaskRequest::default()
-        };
-        self.client
-            .create(Context::default(), &request)
-            .await
-            .map_err(TaskError::of)?;
-        Ok(())
+        }
+    }
+
+    async fn send_create(&self, request: &CreateTaskRequest) -> Result<(), TaskError> {
+        let made = self.client.create(Context::default(), request).await;
+        made.map(drop).map_err(TaskError::of)
     }
 
     pub async fn start(&self, exec: &str) -> Result<(), TaskError> {

@@ -35,7 +35,7 @@ pub(crate) fn start_container(
     };
     let mut state = json!({
         "ociVersion": spec.version(),
-        "id": identity.id,
+        "id": identity.name,
         "status": "created",
         "pid": getpid().as_raw_nonzero().get(),
         "bundle": identity.bundle,

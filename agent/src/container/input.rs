@@ -8,7 +8,8 @@ use crate::failure::{Failure, Result};
 /// Who a container is, beyond its spec.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Identity {
-    pub(crate) id: String,
+    /// What its caller calls it.
+    pub(crate) name: String,
     /// The bundle's path on the host.
     pub(crate) bundle: String,
     /// Mounts of the spec, by their place in its list, that the stage is handed ready.

@@ -138,6 +138,8 @@ pub(crate) struct Request<'a> {
     pub(crate) spec: &'a Spec,
     /// The same as text.
     pub(crate) spec_json: &'a [u8],
+    /// What hooks are told that it is called.
+    pub(crate) name: &'a str,
     /// The bundle's path on the host.
     pub(crate) bundle: &'a str,
 }
@@ -157,7 +159,7 @@ impl Container {
         let mounts = spec.mounts().as_deref().unwrap_or_default();
         let (places, mounts) = mapped_mounts(mounts, users.as_ref())?.into_iter().unzip();
         let identity = Identity {
-            id: id.as_str().to_owned(),
+            name: request.name.to_owned(),
             bundle: request.bundle.to_owned(),
             mounts: places,
         };

@@ -139,6 +139,8 @@ pub(crate) fn read_in_background(mut stream: UnixStream) -> JoinHandle<Vec<u8>> 
 /// A container under test, with a root of its own.
 pub(crate) struct Box {
     pub(crate) id: String,
+    /// What hooks are told that it is called, if not by its id.
+    pub(crate) name: String,
     pub(crate) spec: Value,
     pub(crate) client: AgentClient,
     /// Once it is started.
@@ -165,6 +167,7 @@ impl Box {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
             id: format!("test-{}-{number}", std::process::id()),
+            name: String::new(),
             spec: spec(root.path(), args),
             client: client(),
             pid: 0,
@@ -209,6 +212,7 @@ impl Box {
     pub(crate) async fn create(&self, stdio: Stdio) -> ttrpc::Result<u32> {
         let mut request = CreateContainerRequest::new();
         request.container_id.clone_from(&self.id);
+        request.name.clone_from(&self.name);
         BUNDLE.clone_into(&mut request.bundle);
         request.spec_json = serde_json::to_vec(&self.spec).expect("JSON");
         request.stdio = Some(stdio).into();

@@ -34,6 +34,16 @@ async fn hooks_run_in_order_in_the_container_before_its_program() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hooks_are_told_what_the_container_is_called() {
+    require_root!();
+    let mut container = with_hooks("cat /tmp/state", &[hook("cat > /tmp/state")]);
+    container.name = "_+called so".to_owned();
+    let outcome = container.run().await;
+    let state: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+    assert_eq!(state["id"], "_+called so");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hook_without_an_environment_has_that_of_the_process() {
     require_root!();
     // As the shell was given it, and not as it passes it on.

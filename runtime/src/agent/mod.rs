@@ -251,12 +251,14 @@ impl AgentClient {
     pub async fn create_container(
         &self,
         id: &str,
+        name: &str,
         bundle: &Path,
         spec_json: Vec<u8>,
         stdio: Stdio,
     ) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
+            name: name.to_owned(),
             bundle: bundle.to_string_lossy().into_owned(),
             spec_json,
             stdio: Some(stdio).into(),

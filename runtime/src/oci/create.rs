@@ -230,7 +230,7 @@ impl Making<'_> {
             console.send_master(socket)?;
         }
         let bundle = &self.container.record.bundle;
-        let created = runtime.block_on(task.create(bundle, Vec::new(), &paths));
+        let created = runtime.block_on(task.create_named(place.id.as_str(), bundle, &paths));
         created.map_err(|err| Failure::from(err).context("unable to start container process"))?;
         self.container.record.complete = true;
         self.container.place.save(&self.container.record)?;

@@ -27,6 +27,7 @@ use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::RootMount;
 use crate::sandbox::{Chain, CreateRequest, ExecRequest, Sandbox, SandboxError};
 use crate::stdio::StdioPaths;
+use crate::task_client::name_of_container;
 
 /// What the agent says of a process.
 const PROCESS_TYPE: &str = "lazaret.agent.v1.ListProcessesReply.Entry";
@@ -76,6 +77,7 @@ impl Task for TaskService {
         }
         let request = CreateRequest {
             id: container_id(request.id)?,
+            name: name_of_container(request.options),
             bundle: request.bundle.into(),
             rootfs: request
                 .rootfs

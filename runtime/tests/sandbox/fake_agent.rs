@@ -311,6 +311,8 @@ impl Agent for FakeAgent {
         }
         let spec: Value = serde_json::from_slice(&request.spec_json).unwrap();
         let id = &request.container_id;
+        let dir = std::env::var("LAZARET_FAKE_DIR").unwrap();
+        std::fs::write(format!("{dir}/name"), &request.name).unwrap();
         let below = format!("/run/lazaret/shared/{id}");
         let root = spec["root"]["path"].as_str().unwrap();
         assert!(

@@ -101,7 +101,8 @@ impl Sandbox {
             let shown = self.setup.shown_root.show(root).await;
             shown.map_err(SandboxError::ShownRoot)?;
         }
-        let mut spec = run_hooks_of_create(id, &request.bundle, spec).await?;
+        let name = request.name.as_deref().unwrap_or(id.as_str());
+        let mut spec = run_hooks_of_create(name, &request.bundle, spec).await?;
 
         let agent = self.agent().await?;
         self.give_disks(id, &disks, &mut spec, &agent).await?;
@@ -110,7 +111,7 @@ impl Sandbox {
         self.update_network(&agent).await?;
         let (streams, stdio) = ends.connect(&self.guest_ports).await?;
         agent
-            .create_container(id.as_str(), &request.bundle, spec_json, stdio)
+            .create_container(id.as_str(), name, &request.bundle, spec_json, stdio)
             .await?;
         self.take_terminal(&agent, container).await;
         container.init.created(streams);
@@ -227,17 +228,17 @@ impl Sandbox {
 
 /// Hooks of this process's mount and network namespaces. The guest boots on.
 async fn run_hooks_of_create(
-    id: &ContainerId,
+    name: &str,
     bundle: &Path,
     spec: Value,
 ) -> Result<Value, SandboxError> {
     if hooks_of(&spec, HookKind::CreateContainer)?.is_empty() {
         return Ok(spec);
     }
-    let (id, bundle) = (id.clone(), bundle.to_owned());
+    let (name, bundle) = (name.to_owned(), bundle.to_owned());
     let ran = tokio::task::spawn_blocking(move || {
         let state = HookState {
-            id: id.as_str(),
+            id: &name,
             status: "creating",
             pid: Some(std::process::id()),
             bundle: &bundle,

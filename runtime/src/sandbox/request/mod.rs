@@ -28,6 +28,8 @@ const SPEC_MAX: u64 = 2 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
     pub id: ContainerId,
+    /// What its engine calls it, if not by the id: hooks are told so.
+    pub name: Option<String>,
     pub bundle: PathBuf,
     pub rootfs: Vec<RootMount>,
     pub stdio: StdioPaths,

@@ -69,6 +69,35 @@ fn each_runs_in_its_place_with_the_state_of_the_moment() {
 }
 
 #[test]
+fn the_containers_id_is_that_of_its_root() {
+    adopt();
+    let engine = Engine::new("ok");
+    let hooks = ["createRuntime", "createContainer", "poststop"]
+        .map(|name| (name.to_owned(), json!([note(&engine, name)])));
+    let hooks: Value = hooks.into_iter().collect::<serde_json::Map<_, _>>().into();
+    engine.spec(&["sleep"], |spec| spec["hooks"] = hooks);
+    let root = engine.path("another");
+    let in_root = |args: &[&str]| {
+        let root = ["--root", root.to_str().unwrap()];
+        engine.run(&[&root, args].concat())
+    };
+    let (bundle, pid_file) = (engine.path("bundle"), engine.path("init.pid"));
+    let (bundle, pid_file) = (bundle.to_str().unwrap(), pid_file.to_str().unwrap());
+    // Which no sandbox could be called.
+    let id = "_+box";
+    in_root(&["create", "--bundle", bundle, "--pid-file", pid_file, id]).ok();
+    // For the hooks inside.
+    let told = std::fs::read_to_string(engine.path("name")).unwrap();
+    assert_eq!(told, id);
+    in_root(&["delete", "--force", id]).ok();
+    reap(engine.pid());
+    for name in ["createRuntime", "createContainer", "poststop"] {
+        assert_eq!(noted(&engine, name)["id"], id, "{name}");
+    }
+    engine.nothing_is_left();
+}
+
+#[test]
 fn a_network_namespace_is_there_before_the_container() {
     adopt();
     let engine = Engine::new("ok");
