@@ -5,6 +5,8 @@
 //! Blocking, for a hook is part of one step of a container's life: whoever runs
 //! them chooses the thread, and by it the namespaces.
 
+mod signals;
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
@@ -267,6 +269,7 @@ impl Hook {
         if dir.is_dir() {
             command.current_dir(dir);
         }
+        signals::unblock(&mut command);
         command.spawn()
     }
 

@@ -84,6 +84,16 @@ fn a_hook_without_an_environment_has_that_of_this_process() {
 }
 
 #[test]
+fn a_hook_has_no_signal_blocked() {
+    let bundle = Bundle::new();
+    nix::sys::signal::SigSet::all().thread_block().unwrap();
+    let ran = bundle.run(&[bundle.shell("grep SigBlk: /proc/$$/status > DIR/mask")]);
+    nix::sys::signal::SigSet::all().thread_unblock().unwrap();
+    ran.unwrap();
+    assert_eq!(bundle.read("mask"), "SigBlk:\t0000000000000000\n");
+}
+
+#[test]
 fn the_first_failure_ends_the_list_and_says_what_the_hook_said() {
     let bundle = Bundle::new();
     let hooks = [
