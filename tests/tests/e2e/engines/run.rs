@@ -57,7 +57,7 @@ fn process_is_as_the_command_line_says(engine: &Engine) {
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
         "--read-only",
-        "--tmpfs=/scratch:mode=1777",
+        "--tmpfs=/scratch",
         "--sysctl=net.ipv4.ip_unprivileged_port_start=99",
         "--add-host=other:10.9.8.7",
         "busybox",
