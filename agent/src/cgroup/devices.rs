@@ -22,7 +22,7 @@ const ALL: i32 = MKNOD | READ | WRITE;
 
 /// One rule, in the kernel's numbers; `None` matches everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(crate) struct Rule {
     allow: bool,
     kind: Option<i32>,
     major: Option<i32>,
@@ -46,8 +46,8 @@ const fn allowed(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32)
     }
 }
 
-/// Added to every list, as runc does: a node may be made but not opened, and the
-/// devices that every container is given may be used.
+/// Added to every list, an empty one too, as runc does: a node may be made but not
+/// opened, and the devices that every container is given may be used.
 const ALWAYS: [Rule; 10] = [
     allowed(CHARACTER, None, None, MKNOD),
     allowed(BLOCK, None, None, MKNOD),
@@ -62,11 +62,8 @@ const ALWAYS: [Rule; 10] = [
     allowed(CHARACTER, Some(136), None, ALL),
 ];
 
-/// The rules to enforce, in order; none when the spec has none.
+/// The rules to enforce, in order. What none of them names is denied.
 pub(super) fn rules(spec: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
-    if spec.is_empty() {
-        return Ok(Vec::new());
-    }
     if spec.len() > RULES_MAX {
         return Err(Failure::invalid(format!(
             "{} device rules, more than {RULES_MAX}",
@@ -261,7 +258,21 @@ const BPF_CGROUP_DEVICE: u32 = 6;
 /// A container's own rules for its children are asked as well as these.
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
+/// The kernel gives up on a program when a signal is there for its loader, such as that
+/// of an ended child.
+const LOAD_ATTEMPTS: usize = 128;
+
 fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match try_to_load(program) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return loaded,
+        }
+    }
+    try_to_load(program)
+}
+
+fn try_to_load(program: &[Instruction]) -> io::Result<OwnedFd> {
     let attributes = LoadAttributes {
         program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         instruction_count: u32::try_from(program.len()).map_err(io::Error::other)?,
@@ -321,6 +332,9 @@ fn attach_or_detach(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -402,8 +416,58 @@ mod tests {
     }
 
     #[test]
-    fn no_rules_are_no_restriction() {
-        assert_eq!(parse(json!([])).expect("rules"), []);
+    fn no_rules_deny_all_but_the_standard_devices() {
+        let program = program(&parse(json!([])).expect("rules"));
+        let allowed = |major, minor| answer(&program, CHARACTER, READ | WRITE, major, minor) == 1;
+        for (major, minor) in [
+            (1, 3),
+            (1, 5),
+            (1, 7),
+            (1, 8),
+            (1, 9),
+            (5, 0),
+            (5, 2),
+            (136, 3),
+        ] {
+            assert!(allowed(major, minor), "{major}:{minor}");
+        }
+        for (major, minor) in [(1, 1), (1, 11), (5, 1), (10, 200), (10, 229), (254, 0)] {
+            assert!(!allowed(major, minor), "{major}:{minor}");
+        }
+        assert_eq!(answer(&program, BLOCK, READ, 254, 0), 0, "a disk");
+        for kind in [CHARACTER, BLOCK] {
+            assert_eq!(answer(&program, kind, MKNOD, 1, 1), 1, "a node");
+        }
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+    fn signals_do_not_keep_rules_from_being_loaded() {
+        extern "C" fn ignore(_: libc::c_int) {}
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: {} needs root", module_path!());
+            return;
+        }
+        let handler = ignore as extern "C" fn(libc::c_int);
+        // SAFETY: the handler does nothing.
+        unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
+        // SAFETY: has no preconditions.
+        let loader = unsafe { libc::pthread_self() };
+        let program = program(&parse(json!([])).expect("rules"));
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    // SAFETY: the thread waits for this one's end.
+                    unsafe { libc::pthread_kill(loader, libc::SIGUSR1) };
+                    // Rather than at every moment: now and then.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let loaded = (0..200).try_for_each(|_| load(&program).map(drop));
+            is_done.store(true, Ordering::Relaxed);
+            loaded.expect("loaded each time");
+        });
     }
 
     #[test]

@@ -22,6 +22,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::io::Interest;
 use tokio::time::timeout;
 
+pub(crate) use devices::Rule as DeviceRule;
 pub(crate) use stats::Stats;
 
 use self::limits::Current;
@@ -39,12 +40,11 @@ pub(crate) struct Cgroup {
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Cgroup {
-    /// Makes the cgroup with its limits; leaves nothing behind when one is refused.
+    /// Makes the cgroup with its limits; leaves nothing behind when one is refused. Its
+    /// processes may use all devices until [`Self::restrict_devices`].
     pub(crate) fn create(path: &Path, resources: Option<&LinuxResources>) -> Result<Self> {
         let settings = resources.map(|resources| limits::settings(resources, &Current::default()));
         let settings = settings.transpose()?;
-        let rules = resources.and_then(|resources| resources.devices().as_deref());
-        let rules = devices::rules(rules.unwrap_or_default())?;
         let doing = || format!("make cgroup {}", path.display());
         fs::create_dir(path).or_fail(doing)?;
         let cgroup = open_directory(path).or_fail(doing).map(|directory| Self {
@@ -55,9 +55,6 @@ impl Cgroup {
         let made = cgroup.and_then(|cgroup| {
             for setting in settings.iter().flatten() {
                 cgroup.apply(setting)?;
-            }
-            if !rules.is_empty() {
-                cgroup.enforce(&rules)?;
             }
             Ok(cgroup)
         });
@@ -96,17 +93,16 @@ impl Cgroup {
         let current = Current::read(&self.path);
         let settings = limits::settings(resources, &current)?;
         let rules = resources.devices().as_deref().unwrap_or_default();
-        let rules = devices::rules(rules)?;
+        let rules = (!rules.is_empty())
+            .then(|| devices::rules(rules))
+            .transpose()?;
         if let Some(memory) = resources.memory() {
             self.check_usage(memory)?;
         }
         for setting in settings {
             self.apply(&setting)?;
         }
-        if !rules.is_empty() {
-            self.enforce(&rules)?;
-        }
-        Ok(())
+        rules.map_or(Ok(()), |rules| self.restrict_devices(&rules))
     }
 
     /// Refuses a limit that would strike at once, where that is asked for.
@@ -123,7 +119,8 @@ impl Cgroup {
         }
     }
 
-    fn enforce(&self, rules: &[devices::Rule]) -> Result<()> {
+    /// Lets its processes use no more devices than the rules allow.
+    pub(crate) fn restrict_devices(&self, rules: &[DeviceRule]) -> Result<()> {
         let doing = || "enforce the device rules";
         let new = devices::enforce(self.as_fd(), rules).or_fail(doing)?;
         // All programs of a cgroup are asked, so the old one goes last.
@@ -227,6 +224,12 @@ impl AsFd for Cgroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+}
+
+/// Which devices a container may use.
+pub(crate) fn device_rules(resources: Option<&LinuxResources>) -> Result<Vec<DeviceRule>> {
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    devices::rules(rules.unwrap_or_default())
 }
 
 /// Lets children of the directory use every controller that it has itself.

@@ -165,6 +165,7 @@ impl Container {
         };
         let input = identity.with_spec(request.spec_json)?;
         sysctl::set_network(linux)?;
+        let device_rules = cgroup::device_rules(linux.resources().as_ref())?;
         let parent = workshop.cgroup_mount.join(CGROUP_PARENT);
         let cgroup = Cgroup::create(&parent.join(id.as_str()), linux.resources().as_ref())?;
         let cgroup = Arc::new(cgroup);
@@ -192,7 +193,9 @@ impl Container {
             container: None,
             kill_cgroup_at_exit: !own,
         };
-        match launch.created().await {
+        // Only now: what the container mounts may be on disks that it may not open.
+        let created = launch.created().await;
+        match created.and_then(|first| cgroup.restrict_devices(&device_rules).map(|()| first)) {
             Ok(first) => Ok(Self {
                 id,
                 cgroup,

@@ -107,6 +107,24 @@ async fn device_rules_are_enforced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_device_rules_allow_the_default_devices_alone() {
+    require_root!();
+    let device = json!([{ "path": "/dev/memory", "type": "c", "major": 1, "minor": 1 }]);
+    let script = "for f in null zero full random urandom ptmx; do head -c 0 /dev/$f || exit 1; done; \
+                  echo fine > /dev/stdout; head -c 1 /dev/memory";
+    for resources in [json!(null), json!({}), json!({ "devices": [] })] {
+        let outcome = Box::sh(script)
+            .set("/linux/devices", device.clone())
+            .set("/linux/resources", resources)
+            .run()
+            .await;
+        assert_eq!(outcome.stdout, "fine\n", "{}", outcome.stderr);
+        let denied = "head: /dev/memory: Operation not permitted\n";
+        assert_eq!(outcome.stderr, denied);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn guest_files_are_out_of_reach() {
     require_root!();
     let outcome = Box::sh("cat /proc/1/mounts | grep -c ' / '; ls /.. | wc -l; ls / | wc -l")
