@@ -115,14 +115,22 @@ fn look_up(name: &str, path: &str) -> Result<PathBuf> {
             Err(error) => Err(refuse(Code::PermissionDenied, &errno_text(error))),
         };
     }
-    path.split(':')
-        .filter(|_| !name.is_empty())
-        .map(|directory| match directory {
-            "" => Path::new(".").join(name),
-            directory => Path::new(directory).join(name),
-        })
+    let found = path
+        .split(':')
+        // An empty list has no directory; an empty entry of one is the working directory.
+        .filter(|_| !path.is_empty() && !name.is_empty())
+        .map(|directory| Path::new(directory).join(name))
         .find(|candidate| executable(candidate).is_ok())
-        .ok_or_else(|| refuse(Code::NotFound, "executable file not found in $PATH"))
+        .ok_or_else(|| refuse(Code::NotFound, "executable file not found in $PATH"))?;
+    if found.is_absolute() {
+        Ok(found)
+    } else {
+        // Whoever fills that directory would choose the program.
+        Err(refuse(
+            Code::PermissionDenied,
+            "cannot run executable found relative to current directory",
+        ))
+    }
 }
 
 fn executable(path: &Path) -> rustix::io::Result<()> {
@@ -199,6 +207,31 @@ mod tests {
                 r#"exec: "/etc/passwd": permission denied"#.to_owned()
             )
         );
+    }
+
+    #[test]
+    fn working_directory_is_not_searched() {
+        // Tests run in the package's own, where this is.
+        let name = "a-program-of-the-tests";
+        let file = tempfile::Builder::new().prefix(name).tempfile_in(".");
+        let file = file.expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(file.path(), mode).expect("executable");
+        let name = file.path().file_name().and_then(|name| name.to_str());
+        let name = name.expect("a name");
+        let missing = format!("exec: {name:?}: executable file not found in $PATH");
+        let relative =
+            format!("exec: {name:?}: cannot run executable found relative to current directory");
+        assert_eq!(refused(name, ""), (Code::NotFound, missing.clone()));
+        assert_eq!(refused(name, "/nowhere"), (Code::NotFound, missing));
+        for path in [":", "/nowhere::/bin", ".", "/nowhere:../agent"] {
+            let expected = (Code::PermissionDenied, relative.clone());
+            assert_eq!(refused(name, path), expected, "{path}");
+        }
+        let named = format!("./{name}");
+        assert_eq!(look_up(&named, "").expect("named"), Path::new(&named));
+        // What comes before is taken.
+        look_up("sh", "/bin::").expect("there is a shell");
     }
 
     #[test]
