@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::mount::{Reach, attach, clone_tree};
+use super::mount::{Reach, attach, clone_tree, destination_of};
 use super::path::Root;
 use crate::failure::{Code, Failure, OrFail, Result};
 
@@ -46,7 +46,7 @@ struct Node {
 pub(crate) fn populate(root: &Root, mounts: &[Mount], devices: &[LinuxDevice]) -> Result<()> {
     let bound = mounts
         .iter()
-        .any(|mount| mount.destination() == Path::new("/dev") && is_bind(mount));
+        .any(|mount| destination_of(mount) == Path::new("/dev") && is_bind(mount));
     if bound {
         return Ok(());
     }

@@ -193,7 +193,7 @@ fn open_below(
 }
 
 /// Names of the path with `.` and `..` resolved by text, as OCI means its paths.
-fn normal_components(path: &Path) -> impl Iterator<Item = &OsStr> {
+pub(crate) fn normal_components(path: &Path) -> impl Iterator<Item = &OsStr> {
     let mut names = Vec::new();
     for component in path.components() {
         match component {

@@ -28,6 +28,18 @@ async fn directories_and_files_are_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relative_destination_is_below_the_root() {
+    require_root!();
+    let tmpfs = json!({ "destination": "data/../t", "type": "tmpfs", "source": "tmpfs" });
+    let outcome = Box::new(&["grep", "-c", " /t tmpfs", "/proc/mounts"])
+        .set("/process/cwd", json!("/tmp"))
+        .mount(tmpfs)
+        .run()
+        .await;
+    assert_eq!(outcome.stdout, "1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn read_only_binds_refuse_writes() {
     require_root!();
     let volume = tempfile::tempdir().expect("temporary directory");

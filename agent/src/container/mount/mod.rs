@@ -21,7 +21,7 @@ pub(crate) use options::{Attributes, MountOptions, Propagation};
 
 use self::kernel::reconfigure;
 use self::options::Bind;
-use super::path::Root;
+use super::path::{Root, normal_components};
 use super::sysctl::PROC_MAGIC;
 use crate::failure::{Failure, OrFail, Result};
 
@@ -44,16 +44,29 @@ const COVERABLE: [&str; 11] = [
 /// Where the guest has its own, for containers that may not mount another.
 const GUEST_SYSFS: &str = "/sys";
 
+/// Where the mount goes, from the container's root. As in runc, a relative path begins
+/// there, too, and `..` is taken by text.
+pub(crate) fn destination_of(mount: &Mount) -> PathBuf {
+    let names = normal_components(mount.destination());
+    Path::new("/").iter().chain(names).collect()
+}
+
 /// Refuses a mount by what the spec says of it, before anything is made.
 pub(crate) fn check(mount: &Mount) -> Result<()> {
-    let destination = mount.destination();
-    if destination.components().count() < 2 {
+    let destination = destination_of(mount);
+    if mount.destination().is_relative() {
+        tracing::warn!(
+            "the mount on {} has no absolute path",
+            destination.display()
+        );
+    }
+    if destination == Path::new("/") {
         return Err(Failure::invalid(format!(
             "mount destination {} is not below the root",
             destination.display()
         )));
     }
-    if destination.starts_with("/proc") && !may_cover(mount) {
+    if destination.starts_with("/proc") && !may_cover(&destination) {
         return Err(Failure::unsupported(format!(
             "a mount on {}",
             destination.display()
@@ -72,8 +85,7 @@ pub(crate) fn check(mount: &Mount) -> Result<()> {
 
 /// /proc itself takes a whole proc file system, of which a bind is told from others
 /// when it is made.
-fn may_cover(mount: &Mount) -> bool {
-    let destination = mount.destination();
+fn may_cover(destination: &Path) -> bool {
     let is_whole = destination == Path::new("/proc");
     is_whole || COVERABLE.iter().any(|path| destination == Path::new(path))
 }
@@ -105,7 +117,7 @@ pub(crate) fn mount(
     mount: &Mount,
     prepared: Option<OwnedFd>,
 ) -> Result<Option<Unsealed>> {
-    let destination = mount.destination();
+    let destination = &destination_of(mount);
     let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
     if options.remount {
         return remount(root, destination, &options).map(|()| None);
@@ -123,7 +135,7 @@ pub(crate) fn mount(
         file_system(root, mount, kind, &options)?
     };
     let doing = || format!("mount {}", destination.display());
-    check_place(&made, &place, mount).or_fail(doing)??;
+    check_place(&made, &place, destination).or_fail(doing)??;
     attach(made.as_fd(), place.as_fd()).or_fail(doing)?;
     for propagation in &options.propagation {
         set_propagation(made.as_fd(), *propagation).or_fail(doing)?;
@@ -135,8 +147,11 @@ pub(crate) fn mount(
 }
 
 /// What the destination says by its name, its links must not undo.
-fn check_place(made: &OwnedFd, place: &OwnedFd, mount: &Mount) -> rustix::io::Result<Result<()>> {
-    let destination = mount.destination();
+fn check_place(
+    made: &OwnedFd,
+    place: &OwnedFd,
+    destination: &Path,
+) -> rustix::io::Result<Result<()>> {
     let on_proc = fstatfs(place)?.f_type == PROC_MAGIC;
     let is_proc = fstatfs(made)?.f_type == PROC_MAGIC;
     let fits = match destination.strip_prefix("/proc") {
@@ -160,7 +175,7 @@ fn bind(
     options: &MountOptions,
     prepared: Option<OwnedFd>,
 ) -> Result<(OwnedFd, OwnedFd)> {
-    let destination = mount.destination();
+    let destination = &destination_of(mount);
     if let Some((key, _)) = options.parameters.first() {
         return Err(Failure::unsupported(format!(
             "option {key} of the bind mount on {}",
@@ -207,7 +222,7 @@ fn file_system(
     kind: &str,
     options: &MountOptions,
 ) -> Result<(OwnedFd, OwnedFd)> {
-    let destination = mount.destination();
+    let destination = &destination_of(mount);
     let doing = || format!("mount {}", destination.display());
     // Version 1 hierarchies do not exist in the guest; engines ask by the old name.
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
@@ -289,7 +304,7 @@ mod tests {
 
     #[test]
     fn proc_is_covered_only_where_a_container_could_not_be_fooled() {
-        for path in ["/proc", "/proc/cpuinfo", "/proc/uptime"] {
+        for path in ["/proc", "/proc/cpuinfo", "proc/uptime", "/proc/../data"] {
             assert_eq!(checked(path, "bind"), Ok(()), "{path}");
         }
         for path in [
@@ -297,7 +312,11 @@ mod tests {
             "/proc/sys",
             "/proc/1/attr",
             "/proc/cpuinfo/x",
+            "proc/sys",
+            "/data/../proc/sys",
             "/",
+            "",
+            "data/..",
         ] {
             checked(path, "bind").expect_err(path);
         }
