@@ -17,8 +17,26 @@ use crate::loopback;
 /// Where the hierarchy of cgroups is mounted in the guest.
 pub const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
-/// `fs.nr_open`, the most that a process may have.
+/// A few descriptors for each process of each container.
 const FILES_MAX: u64 = 1 << 20;
+
+/// Where the kernel has its settings.
+const SETTINGS_DIR: &str = "/proc/sys";
+
+/// What the kernel's own defaults are too small for: containers expect the settings of
+/// a host. Their use of memory is what their cgroups limit.
+const SETTINGS: [(&str, &str); 4] = [
+    // A container may ask for more memory than the guest has, as it may on a large host: what it uses
+    // is what counts, and its cgroup's limit is what ends it.
+    ("vm/overcommit_memory", "1"),
+    // Not even root may have a limit of open files above this; systemd sets hosts' to it, as the
+    // largest that any kernel takes.
+    ("fs/nr_open", "1073741816"),
+    // By default a tenth of the guest's memory, which is little; what systemd sets, too.
+    ("fs/file-max", "9223372036854775807"),
+    // Databases map more files than the kernel's 65,530; what distributions set by now.
+    ("vm/max_map_count", "1048576"),
+];
 
 struct Early {
     kind: &'static str,
@@ -93,15 +111,15 @@ pub fn prepare_guest() -> Result<()> {
         symlink(target, link).or_fail(|| format!("link {link}"))?;
     }
     loopback::up().or_fail(|| "bring the loopback up")?;
-    // A few descriptors for each process of each container.
     let files = Rlimit {
         current: Some(FILES_MAX),
         maximum: Some(FILES_MAX),
     };
     setrlimit(Resource::Nofile, files).or_fail(|| "raise the limit of open files")?;
-    // A container may ask for more memory than the guest has, as it may on a large host: what it uses
-    // is what counts, and its cgroup's limit is what ends it.
-    fs::write("/proc/sys/vm/overcommit_memory", "1").or_fail(|| "promise memory freely")?;
+    for (setting, value) in SETTINGS {
+        fs::write(Path::new(SETTINGS_DIR).join(setting), value)
+            .or_fail(|| format!("set {setting} to {value}"))?;
+    }
     // Losing the agent would lose every container.
     fs::write("/proc/self/oom_score_adj", "-1000").or_fail(|| "protect the agent from OOM")
 }
@@ -128,5 +146,27 @@ fn make_directory(path: &str) -> Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         other => other.or_fail(|| format!("make directory {path}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// None of them is below what the kernel begins with.
+    #[test]
+    fn settings_are_those_that_the_kernel_has() {
+        let least = [
+            ("vm/overcommit_memory", 1),
+            ("fs/nr_open", 1 << 20),
+            ("fs/file-max", 1 << 20),
+            ("vm/max_map_count", 65_530),
+        ];
+        assert_eq!(SETTINGS.map(|(name, _)| name), least.map(|(name, _)| name));
+        for ((setting, value), (_, least)) in SETTINGS.into_iter().zip(least) {
+            assert!(Path::new(SETTINGS_DIR).join(setting).is_file(), "{setting}");
+            let value: i64 = value.parse().expect("a long of the kernel's");
+            assert!(value >= least, "{setting}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 const TELL: &str = r"
 id -u; id -g; id -G; umask; pwd; echo $A $HOME
 hostname; cat /proc/sys/kernel/domainname
-ulimit -n; ulimit -Hn
+ulimit -n; ulimit -Hn; cat /proc/sys/vm/max_map_count
 cat /proc/self/oom_score_adj /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax
 for name in CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs; do grep $name: /proc/self/status; done | cut -f 2
 cut -d ' ' -f 19 /proc/self/stat
@@ -29,7 +29,7 @@ fn process_is_as_configured() {
             json!({ "uid": 100, "gid": 200, "additionalGids": [5, 6], "umask": 0o27 });
         process["cwd"] = json!("/new/directory");
         process["env"] = json!(["PATH=/bin:/usr/bin", "A=b"]);
-        process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "hard": 200, "soft": 100 }]);
+        process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "hard": 2_000_000, "soft": 100 }]);
         process["oomScoreAdj"] = json!(123);
         process["noNewPrivileges"] = json!(true);
         process["capabilities"] = json!({
@@ -59,7 +59,9 @@ fn process_is_as_configured() {
         "configured",
         "example",
         "100",
-        "200",
+        // More than the kernel allows by itself.
+        "2000000",
+        "1048576",
         "123",
         "321",
         "4321",
