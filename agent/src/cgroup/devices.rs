@@ -441,7 +441,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
     fn signals_do_not_keep_rules_from_being_loaded() {
         extern "C" fn ignore(_: libc::c_int) {}
         if !rustix::process::geteuid().is_root() {
@@ -452,14 +451,14 @@ mod tests {
         // SAFETY: the handler does nothing.
         unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
         // SAFETY: has no preconditions.
-        let loader = unsafe { libc::pthread_self() };
+        let this_thread = unsafe { libc::pthread_self() };
         let program = program(&parse(json!([])).expect("rules"));
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_done.load(Ordering::Relaxed) {
                     // SAFETY: the thread waits for this one's end.
-                    unsafe { libc::pthread_kill(loader, libc::SIGUSR1) };
+                    unsafe { libc::pthread_kill(this_thread, libc::SIGUSR1) };
                     // Rather than at every moment: now and then.
                     std::thread::sleep(Duration::from_millis(1));
                 }

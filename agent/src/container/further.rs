@@ -58,7 +58,7 @@ impl ForExecs {
             process.set_scheduler(own.scheduler().clone());
         }
         if process.io_priority().is_none() {
-            process.set_io_priority(own.io_priority().clone());
+            process.set_io_priority(*own.io_priority());
         }
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(own.oom_score_adj());
