@@ -35,7 +35,7 @@ pub(super) enum OciError {
     StartOther(Status),
     #[error("cannot exec in a stopped container")]
     ExecStopped,
-    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    #[error("cannot exec in a paused container")]
     ExecPaused,
     #[error("unknown signal {0:?}")]
     Signal(String),

@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Pass further descriptors to the process: refused, none can cross into a microVM
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     preserve_fds: u32,
-    /// Execute in a paused container as well; the process waits until it is resumed
+    /// Execute in a paused container as well: refused where it is paused, nothing begins there
     #[arg(long)]
     ignore_paused: bool,
     /// Sub-cgroup to run the process in: refused
@@ -161,7 +161,10 @@ const SIGKILL: u32 = 9;
 fn must_be_running(status: Status, ignore_paused: bool) -> Result<(), OciError> {
     match status {
         Status::Created | Status::Running => Ok(()),
-        Status::Paused if ignore_paused => Ok(()),
+        Status::Paused if ignore_paused => {
+            let why = "nothing begins in a paused container until it is resumed";
+            Err(OciError::Unsupported("--ignore-paused", why))
+        }
         Status::Paused => Err(OciError::ExecPaused),
         Status::Stopped | Status::Creating => Err(OciError::ExecStopped),
     }
@@ -257,7 +260,12 @@ mod tests {
     fn processes_are_added_to_what_runs() {
         assert!(must_be_running(Status::Running, false).is_ok());
         assert!(must_be_running(Status::Created, false).is_ok());
-        assert!(must_be_running(Status::Paused, true).is_ok());
+        assert!(must_be_running(Status::Running, true).is_ok());
+        let refused = must_be_running(Status::Paused, true).unwrap_err();
+        assert!(
+            refused.to_string().starts_with("--ignore-paused is not"),
+            "{refused}"
+        );
         assert!(matches!(
             must_be_running(Status::Paused, false),
             Err(OciError::ExecPaused)
