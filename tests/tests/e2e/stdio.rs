@@ -104,3 +104,20 @@ fn reader_that_goes_away_does_not_disturb_the_container() {
     assert_eq!(first, "1\n50000\n");
     lazaret.lazaret(["rm", &name]).success();
 }
+
+/// A guest's kernel gives up a stream that it has closed and nobody reads after 8 s. How
+/// much is on its way then depends on the buffers in between.
+#[test]
+fn reader_may_pause_after_the_command_has_ended() {
+    let lazaret = start!("reader-pauses");
+    for lines in [70_000, 100_000] {
+        let name = lazaret.container(&lines.to_string());
+        let sums = lazaret.sh(&format!(
+            "set -o pipefail
+            seq 1 {lines} | cksum
+            lazaret run --rm --name {name} busybox seq 1 {lines} | {{ sleep 20; cksum; }}"
+        ));
+        let sums: Vec<_> = sums.lines().collect();
+        assert_eq!(sums[0], sums[1], "{lines} lines, direct and read late");
+    }
+}

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 fn running_containers_are_looked_at_and_changed() {
     let lazaret = start!("oci-verbs");
     let oci = Oci::new(&lazaret);
-    let script = "sleep 998 & i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.1; done";
+    let script =
+        "sleep 998 & i=0; while :; do i=$((i+1)); echo $i >/new; mv /new /count; sleep 0.1; done";
     let bundle = oci.bundle_with(script, |config| {
         config["annotations"] = json!({ "org.example.note": "kept" });
         config["linux"]["resources"] =
