@@ -87,7 +87,7 @@ fn a_hook_without_an_environment_has_that_of_this_process() {
 fn a_hook_has_no_signal_blocked() {
     let bundle = Bundle::new();
     nix::sys::signal::SigSet::all().thread_block().unwrap();
-    let ran = bundle.run(&[bundle.shell("grep SigBlk: /proc/$$/status > DIR/mask")]);
+    let ran = bundle.run(&[bundle.shell("grep SigBlk: /proc/self/status > DIR/mask")]);
     nix::sys::signal::SigSet::all().thread_unblock().unwrap();
     ran.unwrap();
     assert_eq!(bundle.read("mask"), "SigBlk:\t0000000000000000\n");
