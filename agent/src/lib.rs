@@ -10,6 +10,7 @@
 //! **Invariant:** one thread runs everything. What must not be interrupted (making a
 //! child and announcing it to the reaper) simply contains no `await`.
 
+mod bpf;
 mod cgroup;
 pub mod container;
 mod disks;

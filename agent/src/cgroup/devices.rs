@@ -1,13 +1,16 @@
 //! Device rules (`linux.resources.devices`). Version 2 has no file for them: the rules
 //! become a small BPF program that the kernel asks at each mknod and open of a device
 //! (Documentation/admin-guide/cgroup-v2.rst, "Device controller").
-#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use crate::bpf::{
+    AND, CGROUP_DEVICE, EXIT, Instruction, JUMP_EQUAL, JUMP_NOT_EQUAL, JUMP_REGISTER_NOT_EQUAL,
+    LOAD_WORD, MOVE, MOVE_REGISTER, SHIFT_RIGHT, attach, detach, instruction, load,
+};
 use crate::failure::{Failure, Result};
 
 /// Rules beyond this are a mistake or an attack; the kernel's own limit is higher.
@@ -117,27 +120,6 @@ fn rule(spec: &LinuxDeviceCgroup) -> Result<Rule> {
     })
 }
 
-/// `struct bpf_insn`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    /// Destination in the low half, source in the high half.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const LOAD_WORD: u8 = 0x61;
-const AND: u8 = 0x57;
-const SHIFT_RIGHT: u8 = 0x77;
-const MOVE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const JUMP_EQUAL: u8 = 0x15;
-const JUMP_NOT_EQUAL: u8 = 0x55;
-const JUMP_REGISTER_NOT_EQUAL: u8 = 0x5d;
-const EXIT: u8 = 0x95;
-
 /// Registers: the answer, the context, and the four things a rule looks at.
 const ANSWER: u8 = 0;
 const CONTEXT: u8 = 1;
@@ -146,15 +128,6 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const SCRATCH: u8 = 1;
-
-const fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: target | (source << 4),
-        offset,
-        immediate,
-    }
-}
 
 /// The last rule that matches decides, so the program tries them from the end. What no
 /// rule matches is denied.
@@ -216,125 +189,18 @@ fn test(rule: &Rule) -> Vec<Instruction> {
 
 /// Enforces the rules on the cgroup and all below it; answers with what does so.
 pub(super) fn enforce(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> io::Result<Option<OwnedFd>> {
-    let program = load(&program(rules))?;
-    attach_or_detach(cgroup, &program, BPF_PROG_ATTACH)?;
+    let program = load(&CGROUP_DEVICE, &program(rules))?;
+    attach(cgroup, &program, &CGROUP_DEVICE)?;
     Ok(Some(program))
 }
 
 /// Ends what [`enforce`] has begun.
 pub(super) fn lift(cgroup: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
-    attach_or_detach(cgroup, program, BPF_PROG_DETACH)
-}
-
-/// The start of `union bpf_attr` for `BPF_PROG_LOAD`.
-#[repr(C)]
-#[derive(Default)]
-struct LoadAttributes {
-    program_type: u32,
-    instruction_count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buffer: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-/// The start of `union bpf_attr` for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
-#[repr(C)]
-struct AttachAttributes {
-    target: u32,
-    program: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_PROG_ATTACH: libc::c_int = 8;
-const BPF_PROG_DETACH: libc::c_int = 9;
-const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
-/// A container's own rules for its children are asked as well as these.
-const BPF_F_ALLOW_MULTI: u32 = 2;
-
-/// The kernel gives up on a program when a signal is there for its loader, such as that
-/// of an ended child.
-const LOAD_ATTEMPTS: usize = 128;
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    for _ in 1..LOAD_ATTEMPTS {
-        match try_to_load(program) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            loaded => return loaded,
-        }
-    }
-    try_to_load(program)
-}
-
-fn try_to_load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    let attributes = LoadAttributes {
-        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
-        instruction_count: u32::try_from(program.len()).map_err(io::Error::other)?,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        ..LoadAttributes::default()
-    };
-    // SAFETY: the attributes are laid out as the kernel's, and the program and licence
-    // they point to outlive the call; the kernel writes to none of them.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attributes,
-            size_of::<LoadAttributes>(),
-        )
-    };
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor, nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn attach_or_detach(
-    cgroup: BorrowedFd<'_>,
-    program: &OwnedFd,
-    command: libc::c_int,
-) -> io::Result<()> {
-    let attributes = AttachAttributes {
-        target: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
-        program: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
-        attach_type: BPF_CGROUP_DEVICE,
-        flags: if command == BPF_PROG_ATTACH {
-            BPF_F_ALLOW_MULTI
-        } else {
-            0
-        },
-    };
-    // SAFETY: the attributes are laid out as the kernel's and outlive the call, which
-    // only reads them.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            &raw const attributes,
-            size_of::<AttachAttributes>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    detach(cgroup, program, &CGROUP_DEVICE)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
-
     use serde_json::{Value, json};
 
     use super::*;
@@ -438,35 +304,6 @@ mod tests {
         for kind in [CHARACTER, BLOCK] {
             assert_eq!(answer(&program, kind, MKNOD, 1, 1), 1, "a node");
         }
-    }
-
-    #[test]
-    fn signals_do_not_keep_rules_from_being_loaded() {
-        extern "C" fn ignore(_: libc::c_int) {}
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: {} needs root", module_path!());
-            return;
-        }
-        let handler = ignore as extern "C" fn(libc::c_int);
-        // SAFETY: the handler does nothing.
-        unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
-        // SAFETY: has no preconditions.
-        let this_thread = unsafe { libc::pthread_self() };
-        let program = program(&parse(json!([])).expect("rules"));
-        let is_done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_done.load(Ordering::Relaxed) {
-                    // SAFETY: the thread waits for this one's end.
-                    unsafe { libc::pthread_kill(this_thread, libc::SIGUSR1) };
-                    // Rather than at every moment: now and then.
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            });
-            let loaded = (0..200).try_for_each(|_| load(&program).map(drop));
-            is_done.store(true, Ordering::Relaxed);
-            loaded.expect("loaded each time");
-        });
     }
 
     #[test]

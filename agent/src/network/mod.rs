@@ -8,6 +8,7 @@
 mod device;
 mod entries;
 mod name_server;
+mod redirect;
 mod slots;
 mod wished;
 

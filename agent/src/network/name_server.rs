@@ -2,6 +2,8 @@
 //! network namespace on the host, and containers find it where they expect it.
 //!
 //! Queries cross to the host as they are; where they go there is the host's to say.
+//! The agent listens on a port of the kernel's choice, to which the name service's is
+//! led ([`Redirect`]).
 
 use std::future::Future;
 use std::io;
@@ -17,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_vsock::{VsockAddr, VsockStream};
 
+use super::redirect::Redirect;
 use crate::failure::{OrFail, Result};
 
 const PORT: u16 = 53;
@@ -24,12 +27,15 @@ const PORT: u16 = 53;
 /// Longest message (RFC 1035, 4.2.2).
 const MESSAGE_MAX: usize = 65_535;
 
+/// Tries to find a port that is free for both protocols.
+const BINDS_MAX: usize = 16;
+
 /// Queries and connections under way; more wait their turn in the kernel. The host
 /// takes as many.
-const UNDER_WAY_MAX: usize = 32;
+const UNDER_WAY_MAX: usize = 256;
 
-/// Resolvers give up after 5 seconds.
-const QUERY_DEADLINE: Duration = Duration::from_secs(10);
+/// When resolvers give up.
+const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// RFC 7766, 6.2.3 asks for "a few seconds" between queries.
 const STREAM_DEADLINE: Duration = Duration::from_secs(60);
@@ -58,22 +64,24 @@ impl Dial for HostDns {
 pub(super) struct NameServer {
     address: IpAddr,
     tasks: JoinSet<()>,
+    _redirect: Redirect,
 }
 
 impl NameServer {
     pub(super) fn start<D: Dial>(address: IpAddr, host: D) -> Result<Self> {
-        let place = SocketAddr::new(address, PORT);
-        let doing = || format!("serve names on {place}");
-        let datagrams = std::net::UdpSocket::bind(place).or_fail(doing)?;
-        datagrams.set_nonblocking(true).or_fail(doing)?;
-        let datagrams = UdpSocket::from_std(datagrams).or_fail(doing)?;
-        let streams = std::net::TcpListener::bind(place).or_fail(doing)?;
-        streams.set_nonblocking(true).or_fail(doing)?;
-        let streams = TcpListener::from_std(streams).or_fail(doing)?;
+        let doing = || format!("serve names on {}", SocketAddr::new(address, PORT));
+        let (datagrams, streams) = bind(address).or_fail(doing)?;
+        let port = datagrams.local_addr().or_fail(doing)?.port();
+        let redirect = Redirect::new(address, PORT, port).or_fail(doing)?;
+        let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_datagrams(datagrams, host.clone()));
-        tasks.spawn(serve_streams(streams, host));
-        Ok(Self { address, tasks })
+        tasks.spawn(serve_datagrams(datagrams, Arc::clone(&room), host.clone()));
+        tasks.spawn(serve_streams(streams, room, host));
+        Ok(Self {
+            address,
+            tasks,
+            _redirect: redirect,
+        })
     }
 
     /// Answers when its sockets are closed.
@@ -86,9 +94,30 @@ impl NameServer {
     }
 }
 
-async fn serve_datagrams<D: Dial>(socket: UdpSocket, host: D) {
+/// One port of both protocols, of the kernel's choice.
+fn bind(address: IpAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let mut attempt = 1;
+    loop {
+        let datagrams = std::net::UdpSocket::bind((address, 0))?;
+        match std::net::TcpListener::bind(datagrams.local_addr()?) {
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse && attempt < BINDS_MAX => {
+                attempt += 1;
+            }
+            streams => {
+                let streams = streams?;
+                datagrams.set_nonblocking(true)?;
+                streams.set_nonblocking(true)?;
+                return Ok((
+                    UdpSocket::from_std(datagrams)?,
+                    TcpListener::from_std(streams)?,
+                ));
+            }
+        }
+    }
+}
+
+async fn serve_datagrams<D: Dial>(socket: UdpSocket, room: Arc<Semaphore>, host: D) {
     let socket = Arc::new(socket);
-    let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));
     let mut under_way = JoinSet::new();
     let mut buffer = vec![0; MESSAGE_MAX];
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
@@ -123,8 +152,7 @@ async fn ask<D: Dial>(host: &D, query: &[u8]) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-async fn serve_streams<D: Dial>(listener: TcpListener, host: D) {
-    let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));
+async fn serve_streams<D: Dial>(listener: TcpListener, room: Arc<Semaphore>, host: D) {
     let mut under_way = JoinSet::new();
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
         while under_way.try_join_next().is_some() {}

@@ -11,7 +11,7 @@ use lazaret_protocol::agent as proto;
 use lazaret_protocol::ports;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::*;
 
@@ -349,8 +349,20 @@ async fn names_are_served_over_udp_and_tcp_until_no_longer_wished() {
     let mut wished = request(Vec::new());
     wished.name_server = vec![127, 0, 0, 11];
     network.configure(&wished).await.expect("configured");
+    // The port is free for a server of the container's.
+    let own_datagrams = UdpSocket::bind("0.0.0.0:53").await.expect("free");
+    let own_streams = TcpListener::bind("0.0.0.0:53").await.expect("free");
 
     let client = UdpSocket::bind("127.0.0.1:0").await.expect("socket");
+    // Who sends to it is answered by it.
+    client.send_to(b"abc", "127.0.0.11:53").await.expect("sent");
+    let mut answer = [0; 4];
+    let (length, from) = client.recv_from(&mut answer).await.expect("answered");
+    assert_eq!(
+        (&answer[..length], from.to_string().as_str()),
+        (&b"cba"[..], "127.0.0.11:53")
+    );
+
     client.connect("127.0.0.11:53").await.expect("connected");
     for size in [3, 1232, 60_000] {
         let query: Vec<u8> = (0..size).map(|at: u32| at.to_le_bytes()[0]).collect();
@@ -362,9 +374,20 @@ async fn names_are_served_over_udp_and_tcp_until_no_longer_wished() {
         assert!(answer == query, "{size} bytes");
     }
 
+    // A socket of IPv6 names the same server.
+    let client_6 = UdpSocket::bind("[::]:0").await.expect("socket");
+    client_6
+        .connect("[::ffff:127.0.0.11]:53")
+        .await
+        .expect("connected");
+    client_6.send(b"abc").await.expect("sent");
+    let length = client_6.recv(&mut answer).await.expect("answered");
+    assert_eq!(&answer[..length], b"cba");
+
     let mut client = TcpStream::connect("127.0.0.11:53")
         .await
         .expect("connected");
+    assert_eq!(client.peer_addr().expect("connected").port(), 53);
     for query in [&b"abc"[..], b"defg"] {
         let length = u16::try_from(query.len()).expect("short");
         client.write_u16(length).await.expect("sent");
@@ -380,6 +403,7 @@ async fn names_are_served_over_udp_and_tcp_until_no_longer_wished() {
         .configure(&request(Vec::new()))
         .await
         .expect("configured");
+    drop((own_datagrams, own_streams));
     let refused = TcpStream::connect("127.0.0.11:53")
         .await
         .expect_err("closed");

@@ -52,15 +52,18 @@ fn containers_of_a_network_find_each_other_by_name(engine: &Engine) {
         &server,
         options.iter().chain(&["busybox", "sh", "-c", SERVER]),
     );
+    // Port 53 is free for a name server of the container's own.
     let get = format!(
-        "until wget -q -O - http://{server}/; do sleep 0.5; done 2>/dev/null
+        "nc -l -p 53 &
+        until wget -q -O - http://{server}/; do sleep 0.5; done 2>/dev/null
         wget -q -O - http://www/; wget -q -O - http://www/large | wc -c
-        ip -4 -o address show dev eth0 | grep -c 'inet 10.77.0.'; ip route | grep -c '^default via 10.77.0.1'"
+        ip -4 -o address show dev eth0 | grep -c 'inet 10.77.0.'; ip route | grep -c '^default via 10.77.0.1'
+        cat /proc/net/tcp /proc/net/tcp6 | grep -c ':0035 .* 0A '"
     );
     let client = ["--rm", "--network", &network, "busybox", "sh", "-c", &get];
     let seen = engine.run(client);
     seen.status(0)
-        .stdout("hello from web\nhello from web\n3000000\n1\n1\n");
+        .stdout("hello from web\nhello from web\n3000000\n1\n1\n1\n");
 
     if engine.kind() == Kind::Docker {
         // A network that a running container joins, and leaves again.
