@@ -11,6 +11,7 @@
 //! nothing where nothing has changed.
 
 mod interface;
+mod multicast;
 mod namespace;
 mod resolver;
 mod tap;

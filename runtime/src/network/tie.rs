@@ -1,8 +1,8 @@
 //! An interface and a tap, tied into one wire.
 //!
 //! The tap ends with its last descriptor, which is the VMM's. The filters on the
-//! interface do not: a sandbox process that is killed leaves them to the next one, or
-//! to the end of the network namespace.
+//! interface do not, nor does its taking of all multicast frames: a sandbox process that
+//! is killed leaves them to the next one, or to the end of the network namespace.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::interface::Interface;
+use super::multicast;
 use super::tap::{self, Tap};
 use super::tc::{self, Ingress};
 
@@ -50,6 +51,8 @@ pub(super) fn clear() -> Result<(), Errno> {
     }
     for link in &links {
         if tc::ingress(&mut socket, link.index)? == Ingress::Ours {
+            // The filters tell whose it was: they go last.
+            multicast::take_own(&mut socket, link.index)?;
             tc::release(&mut socket, link.index)?;
         }
     }
@@ -67,6 +70,8 @@ pub(super) struct Tie {
     mtu: u32,
     /// With the engine's resolver.
     shared: bool,
+    /// Whether it takes all multicast frames for the guest's sake alone.
+    multicast: bool,
 }
 
 impl Tie {
@@ -84,7 +89,10 @@ impl Tie {
         match tc::ingress(socket, interface.index).map_err(failed)? {
             Ingress::Free => {}
             // There is no other microVM's tap: who made them has been killed.
-            Ingress::Ours => tc::release(socket, interface.index).map_err(failed)?,
+            Ingress::Ours => {
+                multicast::take_own(socket, interface.index).map_err(failed)?;
+                tc::release(socket, interface.index).map_err(failed)?;
+            }
             Ingress::Taken => return Err(TieError::Filtered(name)),
         }
         let tap = Tap::make(socket, slot, interface.mtu).map_err(|source| TieError::Tap {
@@ -97,6 +105,13 @@ impl Tie {
             let _ = tc::release(socket, interface.index);
             return Err(failed(err));
         }
+        let multicast = match multicast::take_all(socket, interface.index) {
+            Ok(multicast) => multicast,
+            Err(err) => {
+                let _ = tc::release(socket, interface.index);
+                return Err(failed(err));
+            }
+        };
         let tie = Self {
             index: interface.index,
             name,
@@ -104,6 +119,7 @@ impl Tie {
             tap: tap.index,
             mtu: interface.mtu,
             shared: false,
+            multicast,
         };
         Ok((tie, tap.fd))
     }
@@ -146,9 +162,17 @@ impl Tie {
 
     /// Gives the interface back, if it is there.
     pub(super) fn release(self, socket: &mut Socket) -> Result<(), Errno> {
-        match tc::release(socket, self.index) {
-            Err(Errno::NODEV | Errno::INVAL | Errno::NOENT) => Ok(()),
-            result => result,
-        }
+        let own = if self.multicast {
+            multicast::take_own(socket, self.index)
+        } else {
+            Ok(())
+        };
+        let released = tc::release(socket, self.index);
+        [own, released]
+            .into_iter()
+            .try_for_each(|result| match result {
+                Err(Errno::NODEV | Errno::INVAL | Errno::NOENT) => Ok(()),
+                result => result,
+            })
     }
 }

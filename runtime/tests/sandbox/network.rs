@@ -142,6 +142,11 @@ impl Net {
         })
     }
 
+    fn takes_all_multicast(&self, interface: &str) -> bool {
+        let shown = self.inside(&format!("link show dev {interface}"));
+        shown.contains("ALLMULTI")
+    }
+
     fn taps(&self) -> usize {
         self.inside("-o link").matches(": lz").count()
     }
@@ -263,6 +268,30 @@ async fn an_interface_that_is_there_is_the_guests() {
     end(&sandbox, &client).await;
     assert_eq!((net.taps(), net.qdiscs()), (0, 0));
     assert!(net.inside("address").contains("10.0.1.2/24"));
+}
+
+/// A macvlan's filter lets its own groups' frames in, and those are not the guest's.
+#[tokio::test]
+async fn the_guests_multicast_groups_are_let_in_while_it_lives() {
+    let net = Net::new();
+    net.connect_container(1);
+    net.connect_container(2);
+    net.inside("link set eth2 allmulticast on");
+    let mut first = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut first).await;
+    assert!(net.takes_all_multicast("eth1") && net.takes_all_multicast("eth2"));
+    end(&first, &client).await;
+    assert!(!net.takes_all_multicast("eth1"), "as it was");
+    assert!(net.takes_all_multicast("eth2"), "the engine's wish");
+
+    let mut second = sandbox(Some(&net.path()), &["sleep"]);
+    create(&mut second).await;
+    let pid = second.state().unwrap().pid;
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    second.wait_for("the taps to go", || net.taps() == 0).await;
+    let spec = json!({ "linux": { "namespaces": [{ "type": "network", "path": net.path() }] } });
+    lazaret_runtime::network::clear(&spec).unwrap();
+    assert!(!net.takes_all_multicast("eth1"), "of who was killed");
 }
 
 #[tokio::test]
