@@ -45,8 +45,9 @@ pub use tie::TieError;
 /// costs the guest's boot a probe.
 pub const SLOTS: u8 = 4;
 
-/// Name queries and connections of the guest at once; it knows the bound.
-const QUERIES_MAX: usize = 32;
+/// Name queries and connections of the guest at once; it knows the bound. With a slow
+/// server upstream all wait for their deadline, and other names must not.
+const QUERIES_MAX: usize = 256;
 
 /// From which ports the host's kernel chooses, in its thread's network namespace.
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -308,4 +309,58 @@ fn octets(server: SocketAddr) -> Vec<u8> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    async fn ask(network: &Network, name: &[u8; 5]) -> UnixStream {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        network.serve_names(host);
+        // An error means that it is not served.
+        let _ = guest.write_all(&[b"u\0\x05", &name[..]].concat()).await;
+        guest
+    }
+
+    #[tokio::test]
+    async fn slow_names_leave_room_for_fast_ones() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let network = Network::default();
+        *lock(&network.server) = Some(socket.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut name = [0; 5];
+            while let Ok((_, client)) = socket.recv_from(&mut name).await {
+                if name == *b"fast." {
+                    socket.send_to(&name, client).await.unwrap();
+                }
+            }
+        });
+        let mut slow = Vec::new();
+        for _ in 0..40 {
+            slow.push(ask(&network, b"slow.").await);
+        }
+        let mut fast = ask(&network, b"fast.").await;
+        let mut answer = Vec::new();
+        fast.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"\0\x05fast.");
+    }
+
+    #[tokio::test]
+    async fn guests_that_give_up_free_their_places() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let network = Network::default();
+        *lock(&network.server) = Some(silent.local_addr().unwrap());
+        for _ in 0..=2 * QUERIES_MAX {
+            let guest = ask(&network, b"slow.").await;
+            let mut name = [0; 5];
+            // Who has no place is not heard.
+            let heard = timeout(Duration::from_secs(60), silent.recv(&mut name)).await;
+            heard.unwrap().unwrap();
+            drop(guest);
+        }
+    }
 }

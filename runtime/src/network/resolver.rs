@@ -21,8 +21,8 @@ const RESOLV_CONF_MAX: u64 = 64 * 1024;
 /// A local server that listens accepts at once.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// How long one query may take. Resolvers give up after 5 seconds.
-const QUERY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one query may take: resolvers wait no longer.
+const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long one connection over TCP may last.
 const STREAM_DEADLINE: Duration = Duration::from_secs(60);
@@ -66,7 +66,7 @@ fn loopback_server(text: &str) -> Option<IpAddr> {
 /// Carries one connection of the guest to the name server.
 pub(super) async fn serve(mut guest: UnixStream, server: SocketAddr) {
     let work = async {
-        match guest.read_u8().await? {
+        match timeout(QUERY_DEADLINE, guest.read_u8()).await?? {
             ports::DNS_DATAGRAM => timeout(QUERY_DEADLINE, ask(&mut guest, server)).await?,
             ports::DNS_STREAM => {
                 let mut server = TcpStream::connect(server).await?;
@@ -83,23 +83,38 @@ pub(super) async fn serve(mut guest: UnixStream, server: SocketAddr) {
     }
 }
 
+/// Asks one question, for as long as the guest waits for its answer.
 async fn ask(guest: &mut UnixStream, server: SocketAddr) -> io::Result<()> {
     let length = guest.read_u16().await?;
-    let mut message = vec![0; usize::from(length)];
-    guest.read_exact(&mut message).await?;
+    let mut question = vec![0; usize::from(length)];
+    guest.read_exact(&mut question).await?;
+    let answer = tokio::select! {
+        answer = answer(&question, server) => answer?,
+        // There is nothing more to be said.
+        end = guest.read_u8() => return Err(match end {
+            Ok(_) => io::ErrorKind::InvalidData.into(),
+            Err(err) => err,
+        }),
+    };
+    let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+    guest.write_all(&length.to_be_bytes()).await?;
+    guest.write_all(&answer).await
+}
+
+async fn answer(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
-    socket.send(&message).await?;
-    message.resize(usize::from(u16::MAX), 0);
-    let length = socket.recv(&mut message).await?;
-    message.truncate(length);
-    let length = u16::try_from(length).map_err(io::Error::other)?;
-    guest.write_all(&length.to_be_bytes()).await?;
-    guest.write_all(&message).await
+    socket.send(question).await?;
+    // Many may wait, and then none of them holds memory for its answer.
+    socket.readable().await?;
+    let mut answer = vec![0; usize::from(u16::MAX)];
+    let length = socket.recv(&mut answer).await?;
+    answer.truncate(length);
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -154,11 +169,29 @@ mod tests {
             let (mut guest, host) = UnixStream::pair().unwrap();
             let served = tokio::spawn(serve(host, address));
             guest.write_all(query).await.unwrap();
-            guest.shutdown().await.unwrap();
+            if query[0] == ports::DNS_STREAM {
+                guest.shutdown().await.unwrap();
+            }
             let mut answer = Vec::new();
             guest.read_to_end(&mut answer).await.unwrap();
             assert_eq!(answer, expected);
             served.await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_question_ends_with_who_has_asked_it() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = silent.local_addr().unwrap();
+        let (mut guest, mut host) = UnixStream::pair().unwrap();
+        let asked = tokio::spawn(async move { ask(&mut host, address).await });
+        guest.write_all(b"\0\x05slow.").await.unwrap();
+        let mut question = [0; 5];
+        silent.recv(&mut question).await.unwrap();
+        assert_eq!(question, *b"slow.");
+        drop(guest);
+        // Nothing else would end it.
+        let err = asked.await.unwrap().unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
