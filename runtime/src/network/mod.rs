@@ -14,6 +14,7 @@ mod interface;
 mod multicast;
 mod namespace;
 mod resolver;
+mod sysctl;
 mod tap;
 mod tc;
 mod tie;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use thiserror::Error;
 
-use super::tie;
+use super::{sysctl, tie};
 
 const OWN: &str = "/proc/self/ns/net";
 
@@ -33,10 +33,12 @@ pub enum NamespaceError {
     New(#[source] io::Error),
     #[error("cannot bring up the loopback of the new network namespace")]
     Loopback(#[source] io::Error),
+    #[error("cannot set sysctl {key} in the network namespace")]
+    Setting { key: String, source: io::Error },
 }
 
 /// Takes the calling thread, and what it starts from now on, into the spec's network
-/// namespace.
+/// namespace, whose settings engines find as the spec wants them.
 pub fn enter(spec: &Value) -> Result<(), NamespaceError> {
     let namespaces = spec["linux"]["namespaces"].as_array();
     let network = namespaces
@@ -45,9 +47,10 @@ pub fn enter(spec: &Value) -> Result<(), NamespaceError> {
         .find(|namespace| namespace["type"] == "network")
         .ok_or(NamespaceError::HostNetwork)?;
     match network["path"].as_str().filter(|path| !path.is_empty()) {
-        Some(path) => join(Path::new(path)),
-        None => make(),
+        Some(path) => join(Path::new(path))?,
+        None => make()?,
     }
+    sysctl::set(spec).map_err(|(key, source)| NamespaceError::Setting { key, source })
 }
 
 fn join(path: &Path) -> Result<(), NamespaceError> {

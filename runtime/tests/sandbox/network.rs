@@ -104,8 +104,7 @@ impl Net {
 
     /// Whether a datagram from the engine's side comes back from the VMM's tap.
     fn echoes(&self, number: u8) -> bool {
-        let host = self.host.clone();
-        within(&host, move || {
+        within(named(&self.host), move || {
             let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
             socket
                 .set_read_timeout(Some(Duration::from_millis(200)))
@@ -124,13 +123,13 @@ impl Net {
     /// Whether an engine's resolver, in the container's namespace, is answered by a
     /// name server behind the interface.
     fn forwards(&self, server: &'static str, any: &'static str) -> bool {
-        let listening = within(&self.host, move || UdpSocket::bind(server).unwrap());
+        let listening = within(named(&self.host), move || UdpSocket::bind(server).unwrap());
         std::thread::spawn(move || {
             let mut query = [0; 512];
             let (length, client) = listening.recv_from(&mut query).unwrap();
             listening.send_to(&query[..length], client).unwrap();
         });
-        within(&self.container, move || {
+        within(named(&self.container), move || {
             let socket = UdpSocket::bind(any).unwrap();
             socket
                 .set_read_timeout(Some(Duration::from_secs(5)))
@@ -166,11 +165,14 @@ impl Drop for Net {
     }
 }
 
-/// Runs something in a named network namespace.
-fn within<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
-    let file = File::open(format!("/run/netns/{namespace}")).unwrap();
+fn named(namespace: &str) -> File {
+    File::open(format!("/run/netns/{namespace}")).unwrap()
+}
+
+/// Runs something in a network namespace.
+fn within<T: Send + 'static>(namespace: File, run: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(move || {
-        setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
         run()
     });
     thread.join().unwrap()
@@ -314,6 +316,51 @@ async fn engines_find_a_new_namespace_by_pid_and_fill_it_before_start() {
     assert_eq!(interface(&sandbox, "eth1").addresses.len(), 3);
     assert!(net.echoes(1));
     end(&sandbox, &client).await;
+}
+
+/// Docker leaves IPv6 out where the loopback has none after create.
+#[tokio::test]
+async fn settings_of_ipv6_are_the_namespaces_too() {
+    let net = Net::new();
+    for network in [None, Some(net.path())] {
+        let mut sandbox = sandbox(network.as_deref(), &["sleep"]);
+        sandbox.change_spec(|spec| {
+            spec["linux"]["sysctl"] = json!({
+                "net.ipv6.conf.all.disable_ipv6": "1",
+                "net/ipv6/conf/default/accept_ra": "0",
+                "net.ipv6.conf.lo.disable_ipv6": "0",
+                "net.ipv4.ip_local_port_range": "2000 3000",
+            });
+        });
+        let client = create(&mut sandbox).await;
+        let pid = sandbox.state().unwrap().pid;
+        let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
+        let settings = within(namespace, || {
+            [
+                "ipv6/conf/all/disable_ipv6",
+                "ipv6/conf/default/disable_ipv6",
+                "ipv6/conf/default/accept_ra",
+                "ipv6/conf/lo/disable_ipv6",
+                "ipv4/ip_local_port_range",
+            ]
+            .map(|name| fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap())
+        });
+        let [all, default, accept_ra, loopback, ports] = settings;
+        assert_eq!([all, default], ["1\n", "1\n"]);
+        assert_eq!(accept_ra, "0\n");
+        assert_eq!(loopback, "0\n", "after what is for all");
+        assert_ne!(ports, "2000\t3000\n", "the guest's alone");
+        end(&sandbox, &client).await;
+    }
+
+    let sandbox = sandbox(None, &["sleep"]);
+    let unknown = "net.ipv6.conf.all.no_such_setting";
+    sandbox.change_spec(|spec| spec["linux"]["sysctl"] = json!({ unknown: "1" }));
+    let output = sandbox.shim("start");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains(unknown), "{text}");
+    assert!(!sandbox.sandbox_dir().exists());
 }
 
 #[tokio::test]
@@ -481,7 +528,7 @@ async fn names_are_asked_of_the_engines_resolver() {
         "-n {} address add fd00:1::1/64 dev v1 nodad",
         net.host
     ));
-    let resolver = within(&net.container, || {
+    let resolver = within(named(&net.container), || {
         let address: SocketAddr = "127.0.0.11:53".parse().unwrap();
         let streams = TcpListener::bind(address).unwrap();
         (streams, UdpSocket::bind(address).unwrap())
