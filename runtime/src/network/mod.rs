@@ -10,6 +10,7 @@
 //! before start, and with every change that the kernel reports afterwards; it does
 //! nothing where nothing has changed.
 
+mod claim;
 mod interface;
 mod multicast;
 mod namespace;
@@ -35,6 +36,7 @@ use tokio::time::timeout;
 
 use crate::agent::{AgentClient, AgentError};
 use crate::vm::{BackendError, VmHandle};
+pub use claim::Claim;
 pub use interface::InterfaceError;
 use interface::{Found, Interface};
 pub use namespace::{NamespaceError, clear, enter};

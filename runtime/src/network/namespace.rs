@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::claim::Claim;
 use super::{sysctl, tie};
 
 const OWN: &str = "/proc/self/ns/net";
@@ -27,6 +28,13 @@ pub enum NamespaceError {
     NotOne(PathBuf),
     #[error("cannot join the network namespace {}", path.display())]
     Join { path: PathBuf, source: io::Error },
+    #[error(
+        "{} belongs to another microVM: a network namespace cannot be shared between microVMs",
+        .0.display()
+    )]
+    Claimed(PathBuf),
+    #[error("cannot claim the network namespace {}", path.display())]
+    Claim { path: PathBuf, source: io::Error },
     #[error("cannot clear the network namespace {}", path.display())]
     Clear { path: PathBuf, source: io::Error },
     #[error("cannot make a network namespace")]
@@ -38,19 +46,25 @@ pub enum NamespaceError {
 }
 
 /// Takes the calling thread, and what it starts from now on, into the spec's network
-/// namespace, whose settings engines find as the spec wants them.
-pub fn enter(spec: &Value) -> Result<(), NamespaceError> {
+/// namespace, whose settings engines find as the spec wants them. It is the microVM's
+/// for as long as the claim is held.
+pub fn enter(spec: &Value) -> Result<Claim, NamespaceError> {
     let namespaces = spec["linux"]["namespaces"].as_array();
     let network = namespaces
         .into_iter()
         .flatten()
         .find(|namespace| namespace["type"] == "network")
         .ok_or(NamespaceError::HostNetwork)?;
-    match network["path"].as_str().filter(|path| !path.is_empty()) {
-        Some(path) => join(Path::new(path))?,
+    let claim = match network["path"].as_str().filter(|path| !path.is_empty()) {
+        Some(path) => {
+            let path = Path::new(path);
+            join(path)?;
+            claim(path)?
+        }
         None => make()?,
-    }
-    sysctl::set(spec).map_err(|(key, source)| NamespaceError::Setting { key, source })
+    };
+    sysctl::set(spec).map_err(|(key, source)| NamespaceError::Setting { key, source })?;
+    Ok(claim)
 }
 
 fn join(path: &Path) -> Result<(), NamespaceError> {
@@ -70,9 +84,21 @@ fn join(path: &Path) -> Result<(), NamespaceError> {
     })
 }
 
-fn make() -> Result<(), NamespaceError> {
+fn claim(path: &Path) -> Result<Claim, NamespaceError> {
+    Claim::take().map_err(|err| match err {
+        Errno::ADDRINUSE => NamespaceError::Claimed(path.to_owned()),
+        err => NamespaceError::Claim {
+            path: path.to_owned(),
+            source: err.into(),
+        },
+    })
+}
+
+/// Others may be sent into it later.
+fn make() -> Result<Claim, NamespaceError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|err| NamespaceError::New(err.into()))?;
-    loopback_up().map_err(|err| NamespaceError::Loopback(err.into()))
+    loopback_up().map_err(|err| NamespaceError::Loopback(err.into()))?;
+    claim(Path::new(OWN))
 }
 
 /// Removes what a sandbox that was killed has left in the spec's network namespace,

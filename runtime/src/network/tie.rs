@@ -86,19 +86,20 @@ impl Tie {
             name: name.clone(),
             source,
         };
-        match tc::ingress(socket, interface.index).map_err(failed)? {
-            Ingress::Free => {}
-            // There is no other microVM's tap: who made them has been killed.
-            Ingress::Ours => {
-                multicast::take_own(socket, interface.index).map_err(failed)?;
-                tc::release(socket, interface.index).map_err(failed)?;
-            }
-            Ingress::Taken => return Err(TieError::Filtered(name)),
+        let ingress = tc::ingress(socket, interface.index).map_err(failed)?;
+        if ingress == Ingress::Taken {
+            return Err(TieError::Filtered(name));
         }
         let tap = Tap::make(socket, slot, interface.mtu).map_err(|source| TieError::Tap {
             name: name.clone(),
             source,
         })?;
+        // The namespace is ours, and now its tap's name is too: who made them has been
+        // killed.
+        if ingress == Ingress::Ours {
+            multicast::take_own(socket, interface.index).map_err(failed)?;
+            tc::release(socket, interface.index).map_err(failed)?;
+        }
         tc::redirect(socket, tap.index, interface.index).map_err(failed)?;
         if let Err(err) = tc::redirect(socket, interface.index, tap.index) {
             // What failed first is what counts.

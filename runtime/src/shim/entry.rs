@@ -30,7 +30,7 @@ use super::handover::{bind_stdio, serve_stdio};
 use super::serve::{ServeError, serve};
 use super::signals::Signals;
 use crate::config::{Config, ConfigError};
-use crate::network::{self, NamespaceError};
+use crate::network::{self, Claim, NamespaceError};
 use crate::sandbox::cgroup::CGROUP_DIR;
 use crate::sandbox::config::OCI_NAMESPACE;
 use crate::sandbox::id::{IdError, SandboxId};
@@ -167,12 +167,19 @@ fn let_go(args: &Args, dir: &SandboxDir) -> Result<(), ShimError> {
         path: stdio_socket,
         source,
     })?;
-    let sockets = pack(&[listener.as_fd(), stdio.as_fd()]).map_err(ShimError::Spawn)?;
-    if has_network(&args.namespace) {
+    let claim = if has_network(&args.namespace) {
         // While paths are the caller's.
         let bundle = args.bundle.clone().unwrap_or_default();
-        network::enter(&read_spec(&bundle)?)?;
-    }
+        Some(network::enter(&read_spec(&bundle)?)?)
+    } else {
+        None
+    };
+    let sockets = [listener.as_fd(), stdio.as_fd()];
+    let sockets: Vec<_> = sockets
+        .into_iter()
+        .chain(claim.as_ref().map(Claim::as_fd))
+        .collect();
+    let sockets = pack(&sockets).map_err(ShimError::Spawn)?;
     enter_mount_namespace().map_err(ShimError::Namespace)?;
     let log = open_log(dir)?;
     let program = std::env::current_exe().map_err(ShimError::Spawn)?;
@@ -211,10 +218,13 @@ fn pack(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     Ok(theirs)
 }
 
-fn unpack(packed: BorrowedFd<'_>) -> io::Result<[OwnedFd; 2]> {
-    let (_, fds) = handover::receive(packed)?;
-    fds.try_into()
-        .map_err(|_| io::ErrorKind::InvalidData.into())
+/// Two sockets that listen, and the claim to a network namespace where there is one.
+fn unpack(packed: BorrowedFd<'_>) -> io::Result<([OwnedFd; 2], Option<Claim>)> {
+    let (_, mut fds) = handover::receive(packed)?;
+    let claim = (fds.len() > 2).then(|| fds.pop()).flatten();
+    let sockets = fds.try_into();
+    let sockets = sockets.map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok((sockets, claim.map(Claim::from)))
 }
 
 /// What is mounted for the sandbox is seen by it alone, and gone with it; what
@@ -261,7 +271,7 @@ fn raise_open_files() -> io::Result<()> {
 /// Is the sandbox process. `start` has packed its sockets into standard input and
 /// given the lock on its directory as standard output.
 fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
-    let [listener, stdio] = unpack(io::stdin().as_fd()).map_err(ShimError::Handover)?;
+    let ([listener, stdio], claim) = unpack(io::stdin().as_fd()).map_err(ShimError::Handover)?;
     let lock = io::stdout().as_fd().try_clone_to_owned();
     let lock = lock.map_err(ShimError::Handover)?;
     let listener = UnixListener::from(listener);
@@ -314,6 +324,8 @@ fn be_sandbox(args: Args) -> Result<ExitCode, ShimError> {
     let sandbox = sandbox.map_err(ShimError::Runtime)?;
     bystander.stand();
     let ended = sandbox.join().map_err(|_| ShimError::Panicked)??;
+    // Who finds the directory unlocked finds the namespace free.
+    drop(claim);
     drop(lock);
     // Its engine hears of its end by the end of this process.
     let exit_command = std::env::var_os(EXIT_COMMAND_ENV).filter(|_| namespace != OCI_NAMESPACE);

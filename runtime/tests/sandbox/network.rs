@@ -411,6 +411,44 @@ async fn a_running_container_follows_its_network() {
     assert_eq!((net.taps(), net.qdiscs()), (0, 0));
 }
 
+/// A start that is refused because the namespace is another's.
+fn refused_start(sandbox: &Box_, net: &Net) {
+    let output = sandbox.shim("start");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    let expected = format!("{} belongs to another microVM", net.path());
+    assert!(text.contains(&expected), "{text}");
+    assert!(!sandbox.sandbox_dir().exists());
+}
+
+#[tokio::test]
+async fn an_empty_namespace_belongs_to_one_microvm_as_well() {
+    let net = Net::new();
+    let mut first = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut first).await;
+    refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
+    end(&first, &client).await;
+
+    let mut third = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut third).await;
+    refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
+    client.start(context(), &start_request("")).await.unwrap();
+    end(&third, &client).await;
+}
+
+/// One that was made without a claim, by an older lazaret or by hand.
+#[tokio::test]
+async fn a_foreign_tap_is_left_alone() {
+    let net = Net::new();
+    net.connect_container(1);
+    net.inside("tuntap add lz0 mode tap");
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let (_, text) = refused_create(&mut sandbox).await;
+    let expected = "interface eth1 belongs to another microVM, by its tap lz0";
+    assert!(text.contains(expected), "{text}");
+    sandbox.nothing_is_left().await;
+}
+
 #[tokio::test]
 async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     let net = Net::new();
@@ -418,13 +456,7 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     let mut first = sandbox(Some(&net.path()), &["sleep"]);
     let client = create(&mut first).await;
 
-    let mut second = sandbox(Some(&net.path()), &["sleep"]);
-    let (_, text) = refused_create(&mut second).await;
-    assert!(
-        text.contains("interface eth1 belongs to another microVM"),
-        "{text}"
-    );
-    second.nothing_is_left().await;
+    refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
     client.start(context(), &start_request("")).await.unwrap();
     assert!(net.echoes(1), "the first one's wire is whole");
 
