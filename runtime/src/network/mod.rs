@@ -52,6 +52,9 @@ pub const SLOTS: u8 = 4;
 /// server upstream all wait for their deadline, and other names must not.
 const QUERIES_MAX: usize = 256;
 
+// Each takes a port to ask from, and another where the server forwards it.
+const _: () = assert!(2 * QUERIES_MAX <= (tc::SHARED_PORTS.1 - tc::SHARED_PORTS.0) as usize);
+
 /// From which ports the host's kernel chooses, in its thread's network namespace.
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 

@@ -54,9 +54,11 @@ const SHARE_IPV4: u16 = 0x6c71;
 const SHARE_IPV6: u16 = 0x6c72;
 const REDIRECT: u16 = 0x6c7f;
 
-/// Ports of the host's side, as a mask matches them; a kernel's own choice for a guest
-/// ends at 60,999.
-pub(super) const SHARED_PORTS: (u16, u16) = (0xf000, 0xffff);
+/// Ports of the host's side, as a mask matches them. A kernel's own choice for a guest
+/// ends at 60,999, but resolvers that choose for themselves take any: what is here is
+/// lost to them, and so there is no more of it than the guest's queries and the
+/// engine's own on their behalf may need.
+pub(super) const SHARED_PORTS: (u16, u16) = (0xfc00, 0xffff);
 
 /// Where answers of name servers come from.
 const DNS: u32 = 53;

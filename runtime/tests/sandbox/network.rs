@@ -104,12 +104,16 @@ impl Net {
 
     /// Whether a datagram from the engine's side comes back from the VMM's tap.
     fn echoes(&self, number: u8) -> bool {
+        self.echoes_between(0, number, 7)
+    }
+
+    fn echoes_between(&self, from: u16, number: u8, to: u16) -> bool {
         within(named(&self.host), move || {
-            let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+            let socket = UdpSocket::bind(("0.0.0.0", from)).unwrap();
             socket
                 .set_read_timeout(Some(Duration::from_millis(200)))
                 .unwrap();
-            socket.connect(format!("10.0.{number}.2:7")).unwrap();
+            socket.connect(format!("10.0.{number}.2:{to}")).unwrap();
             let sent: Vec<u8> = (0..1200_u32).map(|at| at.to_le_bytes()[0]).collect();
             let mut got = [0; 2048];
             // An interface may still be on its way up.
@@ -124,12 +128,12 @@ impl Net {
     /// name server behind the interface.
     fn forwards(&self, server: &'static str, any: &'static str) -> bool {
         let listening = within(named(&self.host), move || UdpSocket::bind(server).unwrap());
-        std::thread::spawn(move || {
+        let answering = std::thread::spawn(move || {
             let mut query = [0; 512];
             let (length, client) = listening.recv_from(&mut query).unwrap();
             listening.send_to(&query[..length], client).unwrap();
         });
-        within(named(&self.container), move || {
+        let answered = within(named(&self.container), move || {
             let socket = UdpSocket::bind(any).unwrap();
             socket
                 .set_read_timeout(Some(Duration::from_secs(5)))
@@ -138,7 +142,12 @@ impl Net {
             socket.send(b"query").unwrap();
             let mut answer = [0; 512];
             matches!(socket.recv(&mut answer), Ok(length) if answer[..length] == *b"query")
-        })
+        });
+        if answered {
+            // Its port is free again.
+            answering.join().unwrap();
+        }
+        answered
     }
 
     fn takes_all_multicast(&self, interface: &str) -> bool {
@@ -600,5 +609,9 @@ async fn names_are_asked_of_the_engines_resolver() {
     assert!(net.forwards("10.0.1.1:53", "0.0.0.0:0"));
     assert!(net.forwards("[fd00:1::1]:53", "[::]:0"));
     assert!(net.echoes(1), "all else is the guest's");
+    assert!(
+        net.echoes_between(53, 1, 64_511),
+        "answers to its own resolver too"
+    );
     end(&sandbox, &client).await;
 }
