@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 
 use crate::message::{Attributes, Message, NEST, Reply, family, ip, unspecified};
-use crate::{AF_INET6, AF_UNSPEC, CREATE, REPLACE, Socket};
+use crate::{AF_INET6, AF_UNSPEC, CREATE, Socket};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
@@ -121,13 +121,9 @@ impl Route {
     }
 
     pub fn add(&self, socket: &mut Socket) -> Result<(), Errno> {
-        // IPv6 has no replacing by place: the same destination and metric through
-        // another interface would be taken for this route.
-        let flags = match self.destination {
-            IpAddr::V4(_) => CREATE | REPLACE,
-            IpAddr::V6(_) => CREATE,
-        };
-        let mut message = self.message(RTM_NEWROUTE, flags);
+        // Never in another's place: networks of an engine have a default route each, of
+        // one metric, and the kernel keeps them all. The last one added is used.
+        let mut message = self.message(RTM_NEWROUTE, CREATE);
         if let Some(source) = self.preferred_source {
             message.ip(RTA_PREFSRC, source);
         }

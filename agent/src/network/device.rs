@@ -5,9 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
-use lazaret_netlink::{
-    Address, Changes, Groups, HardwareAddress, Link, LinkChange, LinkFlags, Socket,
-};
+use lazaret_netlink::{Changes, Groups, HardwareAddress, Link, LinkChange, LinkFlags, Socket};
 use rustix::io::Errno;
 use tokio::time::timeout;
 
@@ -79,15 +77,26 @@ pub(super) fn holder(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     Ok(links.into_iter().find(|link| link.name == name))
 }
 
-/// Down, and without the addresses that were set.
-pub(super) fn rest(socket: &mut Socket, index: u32, addresses: &[Address]) -> Result<()> {
+/// Down, and without the addresses and routes that it had `before`.
+pub(super) fn rest(socket: &mut Socket, index: u32, before: Option<&Interface>) -> Result<()> {
     let down = LinkChange {
         up: Some(false),
         ..LinkChange::default()
     };
     down.apply(socket, index)
         .or_fail(|| format!("take network device {index} down"))?;
-    for address in addresses {
+    let Some(before) = before else {
+        return Ok(());
+    };
+    for route in &before.routes {
+        match route.remove(socket) {
+            // Gone with the link, but for IPv6's of a destination and metric that other
+            // interfaces have too.
+            Ok(()) | Err(Errno::SRCH | Errno::NOENT | Errno::NODEV) => {}
+            error => error.or_fail(|| format!("remove the route to {}", route.destination))?,
+        }
+    }
+    for address in &before.addresses {
         match address.remove(socket) {
             // IPv6 has removed its own as the link went down.
             Ok(()) | Err(Errno::ADDRNOTAVAIL) => {}

@@ -99,7 +99,7 @@ impl State {
         for device in gone {
             if let Some(configured) = self.configured.remove(&device) {
                 let Configured { index, interface } = configured;
-                device::rest(socket, index, &interface.addresses)?;
+                device::rest(socket, index, Some(&interface))?;
                 if !slots::let_go(&interface.name)? {
                     device::leave(socket, index, device)?;
                 }
@@ -123,8 +123,8 @@ impl State {
     /// Gives a device its name and address, and takes it up with nothing on it.
     fn place(&mut self, socket: &mut Socket, wished: &Interface, index: u32) -> Result<()> {
         let before = self.configured.remove(&wished.device);
-        let addresses = before.map(|configured| configured.interface.addresses);
-        device::rest(socket, index, &addresses.unwrap_or_default())?;
+        let before = before.as_ref().map(|configured| &configured.interface);
+        device::rest(socket, index, before)?;
         self.free_name(socket, &wished.name, index)?;
         device::bring_up(socket, index, wished)?;
         tracing::info!(name = wished.name, "interface connected");
@@ -155,8 +155,8 @@ impl State {
             )));
         };
         let before = self.configured.remove(&device);
-        let addresses = before.map(|configured| configured.interface.addresses);
-        device::rest(socket, holder.index, &addresses.unwrap_or_default())?;
+        let before = before.as_ref().map(|configured| &configured.interface);
+        device::rest(socket, holder.index, before)?;
         device::leave(socket, holder.index, device)
     }
 
@@ -183,10 +183,12 @@ impl State {
             set.routes.clear();
         }
         entries.add_missing(&mut set.addresses, wished.addresses)?;
-        // A gateway is reached by a route without one.
+        // A gateway is reached by a route without one. Of equal routes the kernel lists the
+        // one first that was added last.
         let (through, direct): (Vec<_>, Vec<_>) = wished
             .routes
             .into_iter()
+            .rev()
             .partition(|route| route.gateway.is_some());
         entries.add_missing(&mut set.routes, direct)?;
         entries.add_missing(&mut set.routes, through)?;

@@ -133,6 +133,14 @@ fn default_route(gateway: &str) -> proto::Route {
     }
 }
 
+fn gateways(index: u32) -> Vec<String> {
+    routes(index)
+        .iter()
+        .filter(|route| route.prefix_length == 0)
+        .map(|route| route.gateway.expect("gateway").to_string())
+        .collect()
+}
+
 /// What Docker sets up, with IPv6.
 fn interface(device: Vec<u8>) -> proto::Interface {
     proto::Interface {
@@ -190,12 +198,7 @@ async fn a_device_becomes_the_hosts_interface() {
                 ("fe80::42:acff:fe11:2".to_owned(), 64),
             ]
         );
-        let defaults: Vec<_> = routes(link.index)
-            .iter()
-            .filter(|route| route.prefix_length == 0)
-            .map(|route| route.gateway.expect("gateway").to_string())
-            .collect();
-        assert_eq!(defaults, ["172.17.0.1", "fd00:17::1"]);
+        assert_eq!(gateways(link.index), ["172.17.0.1", "fd00:17::1"]);
         let neighbours = Neighbour::list(&mut Socket::open().expect("socket")).expect("list");
         assert!(neighbours.iter().any(|neighbour| {
             neighbour.ip == IpAddr::V4(Ipv4Addr::new(172, 17, 0, 9))
@@ -260,6 +263,84 @@ async fn changes_are_made_and_what_a_container_has_added_stays() {
     assert_eq!(gateway, "fd00:17::99".parse().ok());
     assert_eq!(others, 0);
     assert!(to("0.0.0.0").0.is_some());
+}
+
+/// As podman gives one to a container.
+fn network_of_podman(device: &[u8], number: u8) -> proto::Interface {
+    let default = |gateway: String| proto::Route {
+        metric: 100,
+        ..default_route(&gateway)
+    };
+    proto::Interface {
+        name: format!("eth{number}"),
+        hardware_address: vec![2, 0, 0, 0, 1, number],
+        addresses: vec![
+            address(&format!("10.0.{number}.2"), 24),
+            address(&format!("fd00:{number}::2"), 64),
+        ],
+        routes: vec![
+            default(format!("10.0.{number}.1")),
+            default(format!("fd00:{number}::1")),
+        ],
+        neighbours: Vec::new(),
+        ..interface(device.to_vec())
+    }
+}
+
+#[tokio::test]
+async fn each_network_keeps_its_default_route() {
+    enter_namespace!();
+    let network = Network::new(Nobody);
+    let (one, two) = (device("slot1", 1), device("slot2", 2));
+    let (one, two) = (network_of_podman(&one, 1), network_of_podman(&two, 2));
+    network
+        .configure(&request(vec![one.clone(), two.clone()]))
+        .await
+        .expect("configured");
+    let first = link("eth1").expect("first").index;
+    let second = link("eth2").expect("second").index;
+    let ours = ["10.0.1.1", "fd00:1::1"];
+    assert_eq!(gateways(first), ours);
+    assert_eq!(gateways(second), ["10.0.2.1", "fd00:2::1"]);
+
+    network
+        .configure(&request(vec![one.clone()]))
+        .await
+        .expect("configured");
+    assert_eq!(gateways(first), ours, "the other one is disconnected");
+    assert!(gateways(second).is_empty());
+
+    network
+        .configure(&request(vec![one, two]))
+        .await
+        .expect("configured");
+    assert_eq!(gateways(first), ours);
+    assert_eq!(gateways(second).len(), 2, "connected again");
+}
+
+#[tokio::test]
+async fn a_route_of_the_same_place_is_changed_and_order_is_the_hosts() {
+    enter_namespace!();
+    let network = Network::new(Nobody);
+    let mut wished = network_of_podman(&device("slot", 1), 1);
+    wished.addresses.push(address("10.0.1.3", 24));
+    wished.routes.truncate(1);
+    let configure = async |interface: &proto::Interface| {
+        let request = request(vec![interface.clone()]);
+        network.configure(&request).await.expect("configured");
+    };
+    configure(&wished).await;
+    let index = link("eth1").expect("there").index;
+    wished.routes[0].mtu = 1280;
+    wished.routes[0].preferred_source = octets("10.0.1.3");
+    configure(&wished).await;
+    let defaults = routes(index).into_iter().filter(|r| r.prefix_length == 0);
+    let found: Vec<_> = defaults.map(|r| (r.mtu, r.preferred_source)).collect();
+    assert_eq!(found, [(Some(1280), "10.0.1.3".parse().ok())]);
+
+    wished.routes = vec![default_route("10.0.1.8"), default_route("10.0.1.7")];
+    configure(&wished).await;
+    assert_eq!(gateways(index), ["10.0.1.8", "10.0.1.7"]);
 }
 
 #[tokio::test]
