@@ -9,8 +9,8 @@ use lazaret_netlink::{Changes, Groups, HardwareAddress, Link, LinkChange, LinkFl
 use rustix::io::Errno;
 use tokio::time::timeout;
 
-use super::slots;
 use super::wished::Interface;
+use super::{settings, slots};
 use crate::failure::{Code, Failure, OrFail, Result};
 
 /// A device that the host has named is on its way, if it is not there.
@@ -77,7 +77,7 @@ pub(super) fn holder(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     Ok(links.into_iter().find(|link| link.name == name))
 }
 
-/// Down, and without the addresses and routes that it had `before`.
+/// Down, and without the addresses, routes and settings that it had `before`.
 pub(super) fn rest(socket: &mut Socket, index: u32, before: Option<&Interface>) -> Result<()> {
     let down = LinkChange {
         up: Some(false),
@@ -88,6 +88,7 @@ pub(super) fn rest(socket: &mut Socket, index: u32, before: Option<&Interface>) 
     let Some(before) = before else {
         return Ok(());
     };
+    settings::change(&before.name, &before.settings, &[])?;
     for route in &before.routes {
         match route.remove(socket) {
             // Gone with the link, but for IPv6's of a destination and metric that other
@@ -132,6 +133,7 @@ pub(super) fn bring_up(socket: &mut Socket, index: u32, wished: &Interface) -> R
         .apply(socket, index)
         .or_fail(|| format!("name network device {index} {name}"))?;
     set_ipv6(wished)?;
+    settings::change(name, &[], &wished.settings)?;
     let up = LinkChange {
         up: Some(true),
         ..LinkChange::default()

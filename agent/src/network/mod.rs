@@ -9,6 +9,7 @@ mod device;
 mod entries;
 mod name_server;
 mod redirect;
+mod settings;
 mod slots;
 mod wished;
 
@@ -175,6 +176,10 @@ impl State {
         if set.mtu != wished.mtu {
             device::set_mtu(entries.socket, configured.index, &wished)?;
             set.mtu = wished.mtu;
+        }
+        if set.settings != wished.settings {
+            settings::change(&wished.name, &set.settings, &wished.settings)?;
+            set.settings = wished.settings;
         }
         entries.remove_others(&mut set.neighbours, &wished.neighbours)?;
         entries.remove_others(&mut set.routes, &wished.routes)?;

@@ -343,6 +343,60 @@ async fn a_route_of_the_same_place_is_changed_and_order_is_the_hosts() {
     assert_eq!(gateways(index), ["10.0.1.8", "10.0.1.7"]);
 }
 
+fn setting(ipv6: bool, name: &str, value: &str) -> proto::InterfaceSetting {
+    proto::InterfaceSetting {
+        ipv6,
+        name: name.to_owned(),
+        value: value.to_owned(),
+        ..proto::InterfaceSetting::default()
+    }
+}
+
+#[tokio::test]
+async fn settings_are_the_hosts_and_are_taken_back() {
+    enter_namespace!();
+    let network = Network::new(Nobody);
+    let mut wished = interface(device("slot", 1));
+    let configure = async |interfaces: Vec<proto::Interface>| {
+        let request = request(interfaces);
+        network.configure(&request).await.expect("configured");
+    };
+    let read = |path: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/{path}")).expect("readable");
+        text.trim().to_owned()
+    };
+    wished.settings = vec![
+        setting(false, "proxy_arp", "1"),
+        setting(false, "of_no_kernel", "1"),
+        setting(true, "autoconf", "0"),
+        setting(true, "forwarding", "1"),
+    ];
+    configure(vec![wished.clone()]).await;
+    assert_eq!(read("ipv4/conf/eth0/proxy_arp"), "1");
+    assert_eq!(read("ipv6/conf/eth0/autoconf"), "0");
+    assert_eq!(read("ipv6/conf/eth0/forwarding"), "1");
+
+    let before = link("eth0").expect("there");
+    wished.settings = vec![setting(true, "autoconf", "0"), setting(false, "tag", "7")];
+    configure(vec![wished.clone()]).await;
+    assert_eq!(read("ipv4/conf/eth0/proxy_arp"), "0", "no longer wished");
+    assert_eq!(read("ipv6/conf/eth0/forwarding"), "0");
+    assert_eq!(read("ipv6/conf/eth0/autoconf"), "0");
+    assert_eq!(read("ipv4/conf/eth0/tag"), "7");
+    assert_eq!(link("eth0").expect("there").index, before.index);
+
+    wished.name = "eth5".to_owned();
+    wished.settings.clear();
+    configure(vec![wished.clone()]).await;
+    assert_eq!(read("ipv4/conf/eth5/tag"), "0", "with another name");
+    assert_eq!(read("ipv6/conf/eth5/autoconf"), "1");
+
+    wished.settings = vec![setting(false, "tag", "words")];
+    let refused = network.configure(&request(vec![wished])).await;
+    let failure = refused.expect_err("no number");
+    assert!(failure.message.contains("eth5/tag"), "{failure}");
+}
+
 #[tokio::test]
 async fn names_are_exchanged_and_given_up() {
     enter_namespace!();

@@ -6,10 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lazaret_netlink::{Address, AddressFlags, HardwareAddress, Neighbour, Route, RouteProtocol};
 use lazaret_protocol::agent as proto;
 
+use super::settings::Setting;
 use crate::failure::{Failure, Result};
 
 /// `IFNAMSIZ`, its terminating zero included.
 const NAME_MAX: usize = 16;
+
+/// Kernels have less than a hundred for an interface.
+const SETTINGS_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Wished {
@@ -26,6 +30,7 @@ pub(super) struct Interface {
     pub(super) mtu: u32,
     pub(super) ipv6: bool,
     pub(super) accept_ra: u32,
+    pub(super) settings: Vec<Setting>,
     pub(super) addresses: Vec<Address>,
     pub(super) routes: Vec<Route>,
     pub(super) neighbours: Vec<Neighbour>,
@@ -56,6 +61,10 @@ impl TryFrom<&proto::Interface> for Interface {
         if !(1..NAME_MAX).contains(&name.len()) || name.starts_with('.') || name.contains(odd) {
             return Err(Failure::invalid(format!("interface name {name:?}")));
         }
+        if interface.settings.len() > SETTINGS_MAX {
+            let count = interface.settings.len();
+            return Err(Failure::invalid(format!("{name}: {count} settings")));
+        }
         Ok(Self {
             device: hardware(&interface.device, name)?,
             name: name.clone(),
@@ -63,6 +72,7 @@ impl TryFrom<&proto::Interface> for Interface {
             mtu: interface.mtu,
             ipv6: interface.ipv6,
             accept_ra: interface.accept_ra,
+            settings: all(&interface.settings, |entry| Setting::read(entry, name))?,
             addresses: all(&interface.addresses, |entry| address(entry, name))?,
             routes: all(&interface.routes, |entry| route(entry, name))?,
             neighbours: all(&interface.neighbours, |entry| neighbour(entry, name))?,
@@ -193,10 +203,18 @@ mod tests {
         Interface::try_from(&interface)
     }
 
+    fn setting(name: &str, value: &str) -> proto::InterfaceSetting {
+        proto::InterfaceSetting {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            ..proto::InterfaceSetting::default()
+        }
+    }
+
     #[test]
     fn what_is_not_understood_is_named() {
         type Change = fn(&mut proto::Interface);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 11] = [
             (|i| i.name = "../all".to_owned(), "interface name"),
             (|i| i.name = "a".repeat(16), "interface name"),
             (|i| i.device.clear(), "hardware address of 0 bytes"),
@@ -223,6 +241,14 @@ mod tests {
                     });
                 },
                 "scope 256",
+            ),
+            (|i| i.settings.push(setting("../lo/tag", "1")), "setting"),
+            (|i| i.settings.push(setting("", "1")), "setting"),
+            (|i| i.settings.push(setting("tag", "")), "value"),
+            (|i| i.settings.push(setting("tag", "1\n2")), "value"),
+            (
+                |i| i.settings = vec![setting("tag", "1"); 257],
+                "257 settings",
             ),
         ];
         for (change, text) in cases {

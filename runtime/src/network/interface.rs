@@ -1,9 +1,9 @@
 //! What there is in a network namespace for a guest to have.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+mod settings;
+
+use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 
 use lazaret_netlink::{
     Address, AddressFlags, HardwareAddress, Link, LinkFlags, MAIN_TABLE, Neighbour, Route,
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::tap;
+use settings::{Setting, setting};
 
 /// More is no container's network, and would not fit into a request.
 const ENTRIES_MAX: usize = 4096;
@@ -51,6 +52,7 @@ pub(super) struct Interface {
     pub(super) mtu: u32,
     ipv6: bool,
     accept_ra: u32,
+    settings: Vec<Setting>,
     addresses: Vec<Address>,
     routes: Vec<Route>,
     neighbours: Vec<Neighbour>,
@@ -93,6 +95,7 @@ impl Found {
                 index,
                 ipv6: setting(&link.name, "disable_ipv6")?.is_some_and(|off| off == 0),
                 accept_ra: setting(&link.name, "accept_ra")?.unwrap_or_default(),
+                settings: settings::changed(&link.name)?,
                 name: link.name,
                 hardware_address,
                 mtu: link.mtu,
@@ -121,6 +124,7 @@ impl Interface {
             addresses: self.addresses.iter().map(address).collect(),
             routes: self.routes.iter().map(route).collect(),
             neighbours: self.neighbours.iter().map(neighbour).collect(),
+            settings: self.settings.iter().map(Setting::describe).collect(),
             ..proto::Interface::default()
         }
     }
@@ -163,21 +167,6 @@ fn is_fixed(address: &Address) -> bool {
 /// The guest's kernel makes these along with addresses, or learns them of a router.
 fn comes_by_itself(route: &Route) -> bool {
     [RouteProtocol::KERNEL, RouteProtocol::ROUTER].contains(&route.protocol)
-}
-
-/// `None` where the kernel has no IPv6, or the interface has gone.
-fn setting(interface: &str, name: &str) -> Result<Option<u32>, InterfaceError> {
-    let path = Path::new("/proc/sys/net/ipv6/conf")
-        .join(interface)
-        .join(name);
-    let failed = |source| InterfaceError::Setting {
-        path: path.display().to_string(),
-        source,
-    };
-    match fs::read_to_string(&path) {
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
-        text => Ok(text.map_err(failed)?.trim().parse().ok()),
-    }
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {

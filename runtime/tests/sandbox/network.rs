@@ -306,6 +306,39 @@ async fn the_guests_multicast_groups_are_let_in_while_it_lives() {
 }
 
 #[tokio::test]
+async fn settings_that_an_engine_has_made_are_the_guests() {
+    let net = Net::new();
+    net.connect_container(1);
+    let container = net.container.clone();
+    let set = |path: &'static str, value: &'static str| {
+        let path = format!("/proc/sys/net/{path}");
+        within(&container, move || fs::write(path, value).unwrap());
+    };
+    set("ipv4/conf/eth1/proxy_arp", "1");
+    set("ipv4/conf/default/arp_ignore", "2");
+    set("ipv6/conf/eth1/autoconf", "0");
+    set("ipv6/conf/eth1/accept_ra", "0");
+    set("ipv6/conf/eth1/mtu", "1300");
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut sandbox).await;
+    let settings: Vec<_> = interface(&sandbox, "eth1")
+        .settings
+        .into_iter()
+        .map(|setting| (setting.ipv6, setting.name, setting.value))
+        .collect();
+    let expected = [
+        (false, "arp_ignore", "0"),
+        (false, "proxy_arp", "1"),
+        (true, "autoconf", "0"),
+    ];
+    assert_eq!(
+        settings,
+        expected.map(|(ipv6, name, value)| (ipv6, name.to_owned(), value.to_owned()))
+    );
+    end(&sandbox, &client).await;
+}
+
+#[tokio::test]
 async fn engines_find_a_new_namespace_by_pid_and_fill_it_before_start() {
     let net = Net::new();
     let mut sandbox = sandbox(None, &["sleep"]);
