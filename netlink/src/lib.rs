@@ -13,6 +13,7 @@ mod neighbour;
 mod route;
 mod rule;
 mod socket;
+mod table;
 
 pub use address::{Address, AddressFlags};
 pub use changes::{Changes, Groups};
@@ -22,6 +23,7 @@ pub use neighbour::Neighbour;
 pub use route::{MAIN_TABLE, Route, RouteProtocol};
 pub use rule::ruled_tables;
 pub use socket::Socket;
+pub use table::{OtherKind, OtherRoute, Table};
 
 /// A 48-bit Ethernet address.
 pub type HardwareAddress = [u8; 6];

@@ -14,7 +14,7 @@ const ATTRIBUTE_HEADER: usize = 4;
 pub const NEST: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 
-fn padded(length: usize) -> usize {
+pub(crate) fn padded(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 

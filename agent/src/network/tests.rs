@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket as StdUdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use lazaret_netlink::{Address, Link, LinkFlags, Neighbour, Route};
+use lazaret_netlink::{Address, Link, LinkFlags, Neighbour, Route, Table};
 use lazaret_protocol::agent as proto;
 use lazaret_protocol::ports;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -102,8 +102,12 @@ fn addresses(index: u32) -> Vec<Address> {
 }
 
 fn routes(index: u32) -> Vec<Route> {
-    let all = Route::list(&mut Socket::open().expect("socket")).expect("routes");
-    let mut routes: Vec<_> = all.into_iter().filter(|r| r.index == index).collect();
+    let table = Table::read(&mut Socket::open().expect("socket")).expect("routes");
+    let mut routes: Vec<_> = table
+        .routes
+        .into_iter()
+        .filter(|r| r.index == index)
+        .collect();
     routes.sort_by_key(|route| (route.destination, route.prefix_length));
     routes
 }

@@ -6,8 +6,8 @@ use std::io;
 use std::net::IpAddr;
 
 use lazaret_netlink::{
-    Address, AddressFlags, HardwareAddress, Link, LinkFlags, MAIN_TABLE, Neighbour, Route,
-    RouteProtocol, Socket, ruled_tables,
+    Address, AddressFlags, HardwareAddress, Link, LinkFlags, MAIN_TABLE, Neighbour, OtherKind,
+    OtherRoute, Route, RouteProtocol, Socket, Table, ruled_tables,
 };
 use lazaret_protocol::agent as proto;
 use rustix::io::Errno;
@@ -76,16 +76,16 @@ impl Found {
             .partition(tap::is_tap);
         let addresses = Address::list(socket).map_err(read("addresses"))?;
         let addresses = bounded(addresses, "addresses")?;
-        let routes = bounded(Route::list(socket).map_err(read("routes"))?, "routes")?;
+        let table = Table::read(socket).map_err(read("routes"))?;
+        let routes = bounded(table.routes, "routes")?;
         let neighbours = Neighbour::list(socket).map_err(read("neighbours"))?;
         let neighbours = bounded(neighbours, "neighbours")?;
         let tables = ruled_tables(socket).map_err(read("rules"))?;
         if let Some(table) = tables.iter().find(|table| !USUAL_TABLES.contains(table)) {
             return Err(InterfaceError::PolicyRouting(*table));
         }
-        if let Some(route) = routes.iter().find(|route| route.index == 0) {
-            let to = format!("{}/{}", route.destination, route.prefix_length);
-            return Err(InterfaceError::Multipath(to));
+        if let Some(route) = table.others.first() {
+            return Err(no_route_of_a_guest(route));
         }
         let used = links.into_iter().filter(is_used);
         let interfaces = used.map(|link| {
@@ -162,6 +162,13 @@ fn ethernet(link: &Link) -> Result<HardwareAddress, InterfaceError> {
 /// in the same way.
 fn is_fixed(address: &Address) -> bool {
     address.flags.contains(AddressFlags::PERMANENT)
+}
+
+fn no_route_of_a_guest(route: &OtherRoute) -> InterfaceError {
+    let to = format!("{}/{}", route.destination, route.prefix_length);
+    match route.kind {
+        OtherKind::SeveralHops => InterfaceError::Multipath(to),
+    }
 }
 
 /// The guest's kernel makes these along with addresses, or learns them of a router.

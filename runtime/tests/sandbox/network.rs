@@ -306,6 +306,32 @@ async fn the_guests_multicast_groups_are_let_in_while_it_lives() {
 }
 
 #[tokio::test]
+async fn equal_ways_over_several_networks_are_each_networks_own() {
+    let net = Net::new();
+    for number in [1, 2] {
+        net.connect_container(number);
+        net.inside(&format!(
+            "-6 route append default via fd00:{number}::1 metric 100"
+        ));
+    }
+    assert!(net.inside("-6 route show default").contains("nexthop"));
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut sandbox).await;
+    for number in [1, 2_u8] {
+        let eth = interface(&sandbox, &format!("eth{number}"));
+        let routes: Vec<_> = eth
+            .routes
+            .iter()
+            .map(|route| (route.prefix_length, route.metric, route.gateway.clone()))
+            .collect();
+        let mut gateway = vec![0; 16];
+        (gateway[0], gateway[3], gateway[15]) = (0xfd, number, 1);
+        assert_eq!(routes, [(0, 100, gateway)]);
+    }
+    end(&sandbox, &client).await;
+}
+
+#[tokio::test]
 async fn settings_that_an_engine_has_made_are_the_guests() {
     let net = Net::new();
     net.connect_container(1);
@@ -524,7 +550,7 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
 #[tokio::test]
 async fn what_a_guest_cannot_have_is_refused_by_name() {
     type Change = fn(&Net);
-    let cases: [(Change, &str); 4] = [
+    let cases: [(Change, &str); 5] = [
         (
             |net| {
                 for number in 1..=5 {
@@ -558,6 +584,14 @@ async fn what_a_guest_cannot_have_is_refused_by_name() {
                 net.inside("rule add from 10.0.1.2 table 77");
             },
             "a routing rule leads to table 77",
+        ),
+        (
+            |net| {
+                net.connect_container(1);
+                let hops = "nexthop via 10.0.1.5 nexthop via 10.0.1.6";
+                net.inside(&format!("route add 198.51.100.0/24 {hops}"));
+            },
+            "route to 198.51.100.0/24 has several next hops",
         ),
     ];
     for (change, expected) in cases {
