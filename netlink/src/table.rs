@@ -42,6 +42,8 @@ pub enum OtherKind {
     /// route of its own, and the kernel brings together what has the same destination
     /// and metric.
     SeveralHops,
+    /// A type as ip-route(8) calls it: it leads nowhere.
+    Type(&'static str),
 }
 
 impl Table {
@@ -76,7 +78,7 @@ impl Table {
         let Some(any) = unspecified(family) else {
             return Ok(());
         };
-        if table != MAIN_TABLE || kind != RTN_UNICAST || flags & CLONED != 0 {
+        if table != MAIN_TABLE || flags & CLONED != 0 {
             return Ok(());
         }
         let destination = attributes.ip(RTA_DST).unwrap_or(any);
@@ -86,6 +88,12 @@ impl Table {
             prefix_length,
             kind,
         };
+        if kind != RTN_UNICAST {
+            let name = leads_nowhere(kind).filter(|_| protocol != RouteProtocol::KERNEL);
+            let name = name.map(|name| other(OtherKind::Type(name)));
+            self.others.extend(name);
+            return Ok(());
+        }
         let metrics = attributes.nested(RTA_METRICS);
         let through = |hop: &Hop<'_>| Route {
             index: hop.index,
@@ -117,6 +125,17 @@ impl Table {
             _ => self.others.push(other(OtherKind::SeveralHops)),
         }
         Ok(())
+    }
+}
+
+/// A type (`RTN_*`) that is no way to anywhere. Those of addresses are the kernel's.
+fn leads_nowhere(kind: u8) -> Option<&'static str> {
+    match kind {
+        6 => Some("blackhole"),
+        7 => Some("unreachable"),
+        8 => Some("prohibit"),
+        9 => Some("throw"),
+        _ => None,
     }
 }
 
@@ -223,6 +242,24 @@ mod tests {
             let table = taken(family, RTN_UNICAST, 3, |message| hops(message, &ways));
             assert!(table.routes.is_empty(), "{table:?}");
             assert_eq!(table.others[0].kind, OtherKind::SeveralHops);
+        }
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_named_unless_it_is_the_kernels() {
+        for (kind, name) in [
+            (6, "blackhole"),
+            (7, "unreachable"),
+            (8, "prohibit"),
+            (9, "throw"),
+        ] {
+            let table = taken(AF_INET, kind, 4, |_| {});
+            assert!(table.routes.is_empty());
+            assert_eq!(table.others[0].kind, OtherKind::Type(name));
+        }
+        for (kind, protocol) in [(7, 2), (2, 4), (3, 2), (4, 2), (5, 2)] {
+            let table = taken(AF_INET6, kind, protocol, |_| {});
+            assert_eq!(table, Table::default(), "type {kind}");
         }
     }
 

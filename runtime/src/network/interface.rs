@@ -37,6 +37,8 @@ pub enum InterfaceError {
     Ipvlan(String),
     #[error("route to {0} has several next hops, which a microVM's network does not get")]
     Multipath(String),
+    #[error("route to {to} is of type {kind}, which a microVM's network does not get")]
+    Nowhere { to: String, kind: &'static str },
     #[error("a routing rule leads to table {0}: policy routing cannot be honoured by a microVM")]
     PolicyRouting(u32),
     #[error("the network has more than {ENTRIES_MAX} {0}")]
@@ -168,6 +170,7 @@ fn no_route_of_a_guest(route: &OtherRoute) -> InterfaceError {
     let to = format!("{}/{}", route.destination, route.prefix_length);
     match route.kind {
         OtherKind::SeveralHops => InterfaceError::Multipath(to),
+        OtherKind::Type(kind) => InterfaceError::Nowhere { to, kind },
     }
 }
 

@@ -550,7 +550,7 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
 #[tokio::test]
 async fn what_a_guest_cannot_have_is_refused_by_name() {
     type Change = fn(&Net);
-    let cases: [(Change, &str); 5] = [
+    let cases: [(Change, &str); 7] = [
         (
             |net| {
                 for number in 1..=5 {
@@ -592,6 +592,20 @@ async fn what_a_guest_cannot_have_is_refused_by_name() {
                 net.inside(&format!("route add 198.51.100.0/24 {hops}"));
             },
             "route to 198.51.100.0/24 has several next hops",
+        ),
+        (
+            |net| {
+                net.connect_container(1);
+                net.inside("route add blackhole 198.51.100.0/24");
+            },
+            "route to 198.51.100.0/24 is of type blackhole",
+        ),
+        (
+            |net| {
+                net.connect_container(1);
+                net.inside("-6 route add unreachable default metric 500");
+            },
+            "route to ::/0 is of type unreachable",
         ),
     ];
     for (change, expected) in cases {
