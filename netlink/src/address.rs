@@ -25,6 +25,8 @@ pub struct AddressFlags(pub u32);
 
 impl AddressFlags {
     pub const NO_DAD: Self = Self(0x02);
+    /// Somebody else on the link has it.
+    pub const DUPLICATE: Self = Self(0x08);
     pub const PERMANENT: Self = Self(0x80);
     pub const NO_PREFIX_ROUTE: Self = Self(0x200);
 

@@ -161,9 +161,11 @@ fn ethernet(link: &Link) -> Result<HardwareAddress, InterfaceError> {
 }
 
 /// Addresses that a router's advertisement has brought are not: the guest gets its own
-/// in the same way.
+/// in the same way. Nor is an address that somebody else on the link was found to have,
+/// which the guest would use without a search.
 fn is_fixed(address: &Address) -> bool {
-    address.flags.contains(AddressFlags::PERMANENT)
+    let flags = address.flags;
+    flags.contains(AddressFlags::PERMANENT) && !flags.contains(AddressFlags::DUPLICATE)
 }
 
 fn no_route_of_a_guest(route: &OtherRoute) -> InterfaceError {
@@ -218,5 +220,27 @@ fn neighbour(neighbour: &Neighbour) -> proto::Neighbour {
         address: octets(neighbour.ip),
         hardware_address: neighbour.hardware_address.to_vec(),
         ..proto::Neighbour::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_somebody_else_has_is_not_passed_on() {
+        let address = |flags| Address {
+            index: 1,
+            ip: "fd00::2".parse().unwrap(),
+            prefix_length: 64,
+            peer: None,
+            broadcast: None,
+            scope: 0,
+            flags: AddressFlags(flags),
+        };
+        let permanent = AddressFlags::PERMANENT.0;
+        assert!(is_fixed(&address(permanent)));
+        assert!(!is_fixed(&address(permanent | AddressFlags::DUPLICATE.0)));
+        assert!(!is_fixed(&address(0)), "of a router");
     }
 }
