@@ -338,7 +338,7 @@ async fn settings_that_an_engine_has_made_are_the_guests() {
     let container = net.container.clone();
     let set = |path: &'static str, value: &'static str| {
         let path = format!("/proc/sys/net/{path}");
-        within(&container, move || fs::write(path, value).unwrap());
+        within(named(&container), move || fs::write(path, value).unwrap());
     };
     set("ipv4/conf/eth1/proxy_arp", "1");
     set("ipv4/conf/default/arp_ignore", "2");
