@@ -191,7 +191,8 @@ mod tests {
         assert_eq!(question, *b"slow.");
         drop(guest);
         // Nothing else would end it.
-        let err = asked.await.unwrap().unwrap_err();
+        let asked = timeout(Duration::from_secs(60), asked).await.unwrap();
+        let err = asked.unwrap().unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -177,3 +177,33 @@ impl Tie {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::super::interface::Found;
+    use super::*;
+
+    #[test]
+    fn filters_of_a_microvm_that_holds_its_tap_stay() {
+        let in_a_namespace = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let commands = "ip link add eth0 type veth peer name v0 && ip link set eth0 up";
+            let made = Command::new("sh").args(["-c", commands]).status();
+            assert!(made.unwrap().success());
+            let mut socket = Socket::open().unwrap();
+            let found = Found::look(&mut socket).unwrap();
+            let interface = &found.interfaces[0];
+            let (tie, _tap) = Tie::make(&mut socket, interface, 0).unwrap();
+
+            let err = Tie::make(&mut socket, interface, 0).unwrap_err();
+            assert!(matches!(err, TieError::Tap { .. }), "{err}");
+            assert_eq!(tc::ingress(&mut socket, tie.index), Ok(Ingress::Ours));
+            assert_eq!(multicast::take_all(&mut socket, tie.index), Ok(false));
+        });
+        in_a_namespace.join().unwrap();
+    }
+}

@@ -155,6 +155,30 @@ impl Net {
         shown.contains("ALLMULTI")
     }
 
+    /// Which of these processes hold the claim to the namespace.
+    fn holders(&self, pids: &[u32]) -> Vec<u32> {
+        let sockets = within(named(&self.container), || {
+            fs::read_to_string("/proc/thread-self/net/unix").unwrap()
+        });
+        let claim = sockets
+            .lines()
+            .find(|line| line.ends_with(" @lazaret-microvm"));
+        let inode = claim.unwrap().split_ascii_whitespace().nth(6).unwrap();
+        let claim = std::path::PathBuf::from(format!("socket:[{inode}]"));
+        let holds = |pid: &&u32| {
+            let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            fds.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|it| it == claim))
+        };
+        pids.iter().filter(holds).copied().collect()
+    }
+
+    /// Bytes that an interface has sent.
+    fn sent(&self, interface: &str) -> u64 {
+        let shown = self.inside(&format!("-j -s link show dev {interface}"));
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown[0]["stats64"]["tx"]["bytes"].as_u64().unwrap()
+    }
+
     fn taps(&self) -> usize {
         self.inside("-o link").matches(": lz").count()
     }
@@ -282,6 +306,38 @@ async fn an_interface_that_is_there_is_the_guests() {
 }
 
 /// A macvlan's filter lets its own groups' frames in, and those are not the guest's.
+#[tokio::test]
+async fn a_macvlan_lets_in_the_guests_multicast_groups() {
+    let net = Net::new();
+    let host = &net.host;
+    for arguments in [
+        "link add v9 type veth peer name lower",
+        "address add 10.0.9.1/24 dev v9",
+        "link set v9 up",
+        "link set lower up",
+        "route add 239.0.0.0/8 dev v9",
+    ] {
+        ip(&format!("-n {host} {arguments}"));
+    }
+    let container = &net.container;
+    ip(&format!(
+        "-n {host} link add link lower name eth9 netns {container} type macvlan mode bridge"
+    ));
+    net.inside("link set eth9 up");
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = create(&mut sandbox).await;
+    within(named(host), || {
+        let socket = UdpSocket::bind("10.0.9.1:0").unwrap();
+        for _ in 0..50 {
+            socket.send_to(&[0; 1200], "239.1.2.3:7").unwrap();
+        }
+    });
+    sandbox
+        .wait_for("the frames", || net.sent("lz0") >= 50 * 1200)
+        .await;
+    end(&sandbox, &client).await;
+}
+
 #[tokio::test]
 async fn the_guests_multicast_groups_are_let_in_while_it_lives() {
     let net = Net::new();
@@ -495,6 +551,11 @@ async fn an_empty_namespace_belongs_to_one_microvm_as_well() {
     let mut first = sandbox(Some(&net.path()), &["sleep"]);
     let client = create(&mut first).await;
     refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
+    let state = first.state().unwrap();
+    assert_eq!(
+        net.holders(&[state.pid, state.vmm_pid.unwrap()]),
+        [state.pid]
+    );
     end(&first, &client).await;
 
     let mut third = sandbox(Some(&net.path()), &["sleep"]);
