@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use containerd_shim_protos::api::StateRequest;
-use containerd_shim_protos::shim_async::TaskClient;
 use lazaret_runtime::sandbox::id::SandboxId;
 use lazaret_runtime::sandbox::state::{ContainerStatus, process_start_time};
 use rustix::process::{
@@ -26,14 +25,6 @@ pub fn engine(scenario: &str, args: &[&str], change: impl FnOnce(&mut Value)) ->
         change(spec);
     });
     sandbox
-}
-
-pub async fn create(sandbox: &mut Box_) -> TaskClient {
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    sandbox.note_pids();
-    client
 }
 
 pub fn pid(sandbox: &Box_) -> Pid {
@@ -68,7 +59,7 @@ pub async fn result_is_left(sandbox: &Box_, status: u32) {
 async fn the_process_stays_without_clients_and_ends_as_its_container_does() {
     for (program, status) in [(&["exit", "7"][..], 7), (&["kill-vmm"], 137)] {
         let mut sandbox = engine("ok", program, |_| {});
-        let client = create(&mut sandbox).await;
+        let client = sandbox.created().await;
         let pid = pid(&sandbox);
         let request = StateRequest {
             id: ID.to_owned(),
@@ -95,7 +86,7 @@ async fn the_process_stays_without_clients_and_ends_as_its_container_does() {
 async fn its_mount_namespace_holds_the_containers_root_and_nothing_of_the_host() {
     let mut sandbox = engine("ok", &["exit", "0"], |_| {});
     fs::write(sandbox.path("bundle/rootfs/mark"), "").unwrap();
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     let pid = pid(&sandbox);
     let proc = format!("/proc/{}", pid.as_raw_nonzero());
     let root: Vec<_> = fs::read_dir(format!("{proc}/root/"))
@@ -114,7 +105,7 @@ async fn its_mount_namespace_holds_the_containers_root_and_nothing_of_the_host()
 #[tokio::test]
 async fn a_program_that_is_not_there_ends_it_too() {
     let mut sandbox = engine("ok", &["missing"], |_| {});
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     let pid = pid(&sandbox);
     let (_, text) = refusal(client.start(context(), &start_request("")).await);
     assert!(text.contains("not found in $PATH"), "{text}");
@@ -128,7 +119,7 @@ async fn signals_to_it_are_the_containers() {
     // SIGTERM, SIGUSR1, SIGRTMIN + 3.
     for number in [15, 10, 37] {
         let mut sandbox = engine("ok", &["sleep"], |_| {});
-        let client = create(&mut sandbox).await;
+        let client = sandbox.created().await;
         client.start(context(), &start_request("")).await.unwrap();
         let pid = pid(&sandbox);
         let kill = std::process::Command::new("kill")
@@ -144,7 +135,7 @@ async fn signals_to_it_are_the_containers() {
 #[tokio::test]
 async fn a_kill_takes_all_of_it() {
     let mut sandbox = engine("ok", &["sleep"], |_| {});
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     client.start(context(), &start_request("")).await.unwrap();
     let vmm = sandbox.state().unwrap().vmm_pid.unwrap();
     kill_process(pid(&sandbox), Signal::KILL).unwrap();
@@ -212,7 +203,7 @@ async fn hooks_of_create_see_the_containers_mounts() {
             sandbox.nothing_is_left().await;
             continue;
         }
-        let client = create(&mut sandbox).await;
+        let client = sandbox.created().await;
         let pid = pid(&sandbox);
         let told = fs::read_to_string(sandbox.path("bundle/told")).unwrap();
         let told: Value = serde_json::from_str(&told).unwrap();

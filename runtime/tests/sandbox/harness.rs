@@ -134,6 +134,30 @@ impl Box_ {
         self.connect().await
     }
 
+    /// With a container that is made, but does not run.
+    pub async fn created(&mut self) -> TaskClient {
+        let client = self.client().await;
+        let request = create_request(&self.path("bundle"));
+        client.create(context(), &request).await.unwrap();
+        self.note_pids();
+        client
+    }
+
+    /// With a container that runs.
+    pub async fn running(&mut self) -> TaskClient {
+        let client = self.created().await;
+        client.start(context(), &start_request("")).await.unwrap();
+        client
+    }
+
+    /// Removes a container that has ended, and its sandbox with it.
+    pub async fn take_down(&self, client: &TaskClient) {
+        let request = delete_request("");
+        client.delete(context(), &request).await.unwrap();
+        shut_down(client).await;
+        self.nothing_is_left().await;
+    }
+
     pub async fn connect(&self) -> TaskClient {
         let socket = self.sandbox_dir().join("task.sock");
         let address = format!("unix://{}", socket.display());
@@ -154,14 +178,18 @@ impl Box_ {
         fs::read_to_string(self.sandbox_dir().join("sandbox.log")).unwrap_or_default()
     }
 
-    /// The processes are gone, the directory too, and volumes are untouched.
-    pub async fn nothing_is_left(&self) {
+    pub async fn processes_end(&self) {
         self.wait_for("processes to end", || {
             self.pids
                 .iter()
                 .all(|pid| process_start_time(*pid).is_none())
         })
         .await;
+    }
+
+    /// The processes are gone, the directory too, and volumes are untouched.
+    pub async fn nothing_is_left(&self) {
+        self.processes_end().await;
         self.wait_for("the directory to go", || !self.sandbox_dir().exists())
             .await;
         self.volume_is_untouched();
@@ -255,6 +283,11 @@ pub fn shutdown_request() -> ShutdownRequest {
         id: ID.to_owned(),
         ..ShutdownRequest::default()
     }
+}
+
+pub async fn shut_down(client: &TaskClient) {
+    let request = shutdown_request();
+    client.shutdown(context(), &request).await.unwrap();
 }
 
 /// Code and text of a refused request.

@@ -9,8 +9,8 @@ use ttrpc::context::{Context, with_duration};
 use crate::descriptors::{null, run_with};
 use crate::engine::{engine, exit_code, result_is_left};
 use crate::harness::{
-    Box_, ID, context, create_request, delete_request, exec_request, kill_request, refusal,
-    shutdown_request, start_request, wait_request,
+    Box_, ID, context, delete_request, exec_request, kill_request, refusal, start_request,
+    wait_request,
 };
 
 /// For what takes as long as an agent is given to kill.
@@ -21,11 +21,7 @@ fn patient() -> Context {
 async fn a_container_ends_though_its_agent_does_not_kill(program: &'static str) {
     let mut sandbox = Box_::new("ok", "test");
     sandbox.spec(&[program], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let killed = client.kill(context(), &kill_request(9)).await;
     if program == "deny-signals" {
         assert_eq!(refusal(killed).0, Code::NOT_FOUND);
@@ -37,12 +33,7 @@ async fn a_container_ends_though_its_agent_does_not_kill(program: &'static str) 
     let reason = sandbox.state().unwrap().containers[ID].reason.clone();
     let reason = reason.unwrap_or_default();
     assert!(reason.contains("did not kill"), "{program}: {reason}");
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]
@@ -58,11 +49,7 @@ async fn agents_that_do_not_kill_end_with_their_containers() {
 async fn a_process_that_does_not_die_is_given_up_without_its_container() {
     let mut sandbox = Box_::new("ok", "test");
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let exec = exec_request("stuck", &["ignore-signals"]);
     client.exec(context(), &exec).await.unwrap();
     let start = start_request("stuck");
@@ -79,12 +66,7 @@ async fn a_process_that_does_not_die_is_given_up_without_its_container() {
     client.kill(context(), &kill_request(15)).await.unwrap();
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
     assert_eq!(exit.exit_status, 128 + 15);
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]

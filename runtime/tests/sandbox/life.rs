@@ -14,7 +14,7 @@ use ttrpc::Code;
 
 use crate::harness::{
     Box_, ID, context, create_request, delete_request, exec_request, kill_request, refusal,
-    shutdown_request, start_request, wait_request,
+    shut_down, start_request, wait_request,
 };
 
 const ENGINE: &str = "test";
@@ -22,18 +22,9 @@ const OWN: &str = "lazaret";
 
 /// Runs the bundle's program to its end. Returns its exit status.
 async fn run(sandbox: &mut Box_) -> u32 {
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    sandbox.note_pids();
-    client.start(context(), &start_request("")).await.unwrap();
+    let client = sandbox.running().await;
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
     exit.exit_status
 }
 
@@ -105,10 +96,7 @@ async fn states_follow_the_container() {
     client.delete(context(), &delete_request("")).await.unwrap();
     let gone = refusal(client.wait(context(), &wait_request("")).await);
     assert_eq!(gone.0, Code::NOT_FOUND);
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
+    shut_down(&client).await;
     sandbox.nothing_is_left().await;
 }
 
@@ -116,11 +104,7 @@ async fn states_follow_the_container() {
 async fn a_process_is_added_to_a_running_container() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let exec = |args: &[&str]| exec_request("e1", args);
     client.exec(context(), &exec(&["exit", "3"])).await.unwrap();
     let again = refusal(client.exec(context(), &exec(&["exit", "3"])).await);
@@ -144,12 +128,7 @@ async fn a_process_is_added_to_a_running_container() {
 
     client.kill(context(), &kill_request(9)).await.unwrap();
     client.wait(context(), &wait_request("")).await.unwrap();
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]
@@ -219,18 +198,10 @@ async fn a_command_that_cannot_be_executed_is_told_by_its_code() {
     ] {
         let mut sandbox = Box_::new("ok", ENGINE);
         sandbox.spec(&[program], |_| {});
-        let client = sandbox.client().await;
-        let create = create_request(&sandbox.path("bundle"));
-        client.create(context(), &create).await.unwrap();
-        sandbox.note_pids();
+        let client = sandbox.created().await;
         let (code, text) = refusal(client.start(context(), &start_request("")).await);
         assert_eq!(code, expected, "{text}");
-        client.delete(context(), &delete_request("")).await.unwrap();
-        client
-            .shutdown(context(), &shutdown_request())
-            .await
-            .unwrap();
-        sandbox.nothing_is_left().await;
+        sandbox.take_down(&client).await;
     }
 }
 
@@ -254,10 +225,7 @@ async fn a_microvm_that_does_not_come_up_says_why() {
         let (_, text) = refusal(client.create(context(), &create).await);
         assert!(text.contains(expected), "{scenario}: {text}");
         sandbox.note_pids();
-        client
-            .shutdown(context(), &shutdown_request())
-            .await
-            .unwrap();
+        shut_down(&client).await;
         sandbox.nothing_is_left().await;
     }
 }
@@ -288,10 +256,7 @@ async fn a_vmm_that_does_not_take_a_disk_is_ended() {
     image.try_lock().unwrap();
     assert!(sandbox.sandbox_log().contains(expected));
     sandbox.note_pids();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
+    shut_down(&client).await;
     sandbox.nothing_is_left().await;
 }
 
@@ -324,10 +289,7 @@ async fn a_plan_that_cannot_be_honoured_is_refused_by_name() {
         let (code, text) = refusal(client.create(context(), &create).await);
         assert!(text.contains(expected), "{text}");
         assert!(matches!(code, Code::INVALID_ARGUMENT | Code::UNAVAILABLE));
-        client
-            .shutdown(context(), &shutdown_request())
-            .await
-            .unwrap();
+        shut_down(&client).await;
         sandbox.nothing_is_left().await;
     }
 }
@@ -341,10 +303,7 @@ async fn a_microvm_that_ends_takes_its_containers_with_it() {
     ] {
         let mut sandbox = Box_::new("ok", ENGINE);
         sandbox.spec(&[program], |_| {});
-        let client = sandbox.client().await;
-        let create = create_request(&sandbox.path("bundle"));
-        client.create(context(), &create).await.unwrap();
-        sandbox.note_pids();
+        let client = sandbox.created().await;
         // It may be too late for an answer.
         let _ = client.start(context(), &start_request("")).await;
         let exit = client.wait(context(), &wait_request("")).await.unwrap();
@@ -360,12 +319,7 @@ async fn a_microvm_that_ends_takes_its_containers_with_it() {
             let reason = state.reason.unwrap_or_default();
             assert!(reason.contains(expected), "{program}: {reason}");
         }
-        client.delete(context(), &delete_request("")).await.unwrap();
-        client
-            .shutdown(context(), &shutdown_request())
-            .await
-            .unwrap();
-        sandbox.nothing_is_left().await;
+        sandbox.take_down(&client).await;
     }
 }
 
@@ -373,11 +327,7 @@ async fn a_microvm_that_ends_takes_its_containers_with_it() {
 async fn a_vmm_killed_from_outside_leaves_a_stopped_container() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let vmm = sandbox.state().unwrap().vmm_pid.unwrap();
     kill_process(Pid::from_raw(vmm.cast_signed()).unwrap(), Signal::KILL).unwrap();
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
@@ -385,23 +335,14 @@ async fn a_vmm_killed_from_outside_leaves_a_stopped_container() {
     let state = sandbox.state().unwrap().containers[ID].clone();
     let reason = state.reason.unwrap();
     assert!(reason.contains("killed by signal 9"), "{reason}");
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]
 async fn a_killed_sandbox_process_is_cleaned_up_after() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let _client = sandbox.running().await;
     let pid = sandbox.state().unwrap().pid;
     assert!(sandbox.store.reap_dead().unwrap().is_empty());
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
@@ -427,10 +368,7 @@ async fn a_killed_sandbox_process_is_cleaned_up_after() {
 async fn a_name_in_use_is_refused_and_a_dead_ones_is_not() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    sandbox.note_pids();
+    let _client = sandbox.created().await;
     let second = sandbox.shim("start");
     assert!(!second.status.success());
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
@@ -448,10 +386,7 @@ async fn a_name_in_use_is_refused_and_a_dead_ones_is_not() {
 async fn delete_ends_whatever_is_there() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    sandbox.note_pids();
+    let _client = sandbox.created().await;
     let output = sandbox.shim("delete");
     assert!(output.status.success(), "{output:?}");
     sandbox.nothing_is_left().await;
@@ -477,11 +412,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_start_leaves_nothing() {
 async fn a_termination_signal_ends_it_in_order() {
     let mut sandbox = Box_::new("ok", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let pid = sandbox.state().unwrap().pid;
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
@@ -545,11 +476,7 @@ fn assert_little_memory(sandbox: &Box_) {
 async fn an_answer_that_is_too_long_ends_the_microvm() {
     let mut sandbox = Box_::new("swollen", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let request = PidsRequest {
         id: ID.to_owned(),
         ..PidsRequest::default()
@@ -563,23 +490,14 @@ async fn an_answer_that_is_too_long_ends_the_microvm() {
     let reason = sandbox.state().unwrap().containers[ID].clone().reason;
     assert!(reason.unwrap().contains(expected));
     assert_little_memory(&sandbox);
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]
 async fn a_flooding_guest_is_bounded() {
     let mut sandbox = Box_::new("flood", ENGINE);
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     client.kill(context(), &kill_request(9)).await.unwrap();
     let exit = client.wait(context(), &wait_request("")).await.unwrap();
@@ -587,10 +505,5 @@ async fn a_flooding_guest_is_bounded() {
     let log = std::fs::metadata(sandbox.sandbox_dir().join("sandbox.log")).unwrap();
     assert!(log.len() <= 1024 * 1024, "{}", log.len());
     assert_little_memory(&sandbox);
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }

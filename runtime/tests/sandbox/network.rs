@@ -8,14 +8,15 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use containerd_shim_protos::shim_async::TaskClient;
 use lazaret_protocol::agent::{ConfigureNetworkRequest, Interface};
+use lazaret_runtime::sandbox::id::SandboxId;
 use protobuf::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use ttrpc::Code;
 
 use crate::harness::{
-    Box_, context, create_request, delete_request, exec_request, kill_request, refusal,
-    shutdown_request, start_request, wait_request,
+    Box_, ID, context, create_request, exec_request, kill_request, refusal, shut_down,
+    start_request, wait_request,
 };
 use net::{Net, ip, named, run, within};
 
@@ -45,22 +46,11 @@ fn interface(sandbox: &Box_, name: &str) -> Interface {
     found.next().unwrap_or_default()
 }
 
-async fn create(sandbox: &mut Box_) -> TaskClient {
-    let client = sandbox.client().await;
-    let request = create_request(&sandbox.path("bundle"));
-    client.create(context(), &request).await.unwrap();
-    sandbox.note_pids();
-    client
-}
-
 async fn refused_create(sandbox: &mut Box_) -> (Code, String) {
     let client = sandbox.client().await;
     let request = create_request(&sandbox.path("bundle"));
     let refusal = refusal(client.create(context(), &request).await);
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
+    shut_down(&client).await;
     refusal
 }
 
@@ -68,8 +58,9 @@ async fn end(sandbox: &Box_, client: &TaskClient) {
     // It may have ended by itself.
     let _ = client.kill(context(), &kill_request(9)).await;
     let _ = client.wait(context(), &wait_request("")).await;
-    let _ = client.delete(context(), &delete_request("")).await;
-    let _ = client.shutdown(context(), &shutdown_request()).await;
+    sandbox.processes_end().await;
+    // The container's end was the sandbox's: there is nobody to be asked to delete it.
+    sandbox.store.end(&SandboxId::new(ID).unwrap()).unwrap();
     sandbox.nothing_is_left().await;
 }
 
@@ -81,7 +72,7 @@ async fn an_interface_that_is_there_is_the_guests() {
     net.inside("-6 route add default via fd00:1::1 metric 77");
     net.inside("route add 203.0.113.0/24 via 100.64.0.1 dev eth1 onlink mtu 1300");
     let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
 
     let eth = interface(&sandbox, "eth1");
     assert_eq!(eth.device, *b"\x02lzrt\0");
@@ -135,7 +126,7 @@ async fn a_macvlan_lets_in_the_guests_multicast_groups() {
     ));
     net.inside("link set eth9 up");
     let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     within(named(host), || {
         let socket = UdpSocket::bind("10.0.9.1:0").unwrap();
         for _ in 0..50 {
@@ -155,14 +146,14 @@ async fn the_guests_multicast_groups_are_let_in_while_it_lives() {
     net.connect_container(2);
     net.inside("link set eth2 allmulticast on");
     let mut first = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut first).await;
+    let client = first.created().await;
     assert!(net.takes_all_multicast("eth1") && net.takes_all_multicast("eth2"));
     end(&first, &client).await;
     assert!(!net.takes_all_multicast("eth1"), "as it was");
     assert!(net.takes_all_multicast("eth2"), "the engine's wish");
 
     let mut second = sandbox(Some(&net.path()), &["sleep"]);
-    create(&mut second).await;
+    second.created().await;
     let pid = second.state().unwrap().pid;
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     second.wait_for("the taps to go", || net.taps() == 0).await;
@@ -182,7 +173,7 @@ async fn equal_ways_over_several_networks_are_each_networks_own() {
     }
     assert!(net.inside("-6 route show default").contains("nexthop"));
     let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     for number in [1, 2_u8] {
         let eth = interface(&sandbox, &format!("eth{number}"));
         let routes: Vec<_> = eth
@@ -212,7 +203,7 @@ async fn settings_that_an_engine_has_made_are_the_guests() {
     set("ipv6/conf/eth1/accept_ra", "0");
     set("ipv6/conf/eth1/mtu", "1300");
     let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     let settings: Vec<_> = interface(&sandbox, "eth1")
         .settings
         .into_iter()
@@ -234,7 +225,7 @@ async fn settings_that_an_engine_has_made_are_the_guests() {
 async fn engines_find_a_new_namespace_by_pid_and_fill_it_before_start() {
     let net = Net::new();
     let mut sandbox = sandbox(None, &["sleep"]);
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     assert!(told(&sandbox).interfaces.is_empty());
     let pid = sandbox.state().unwrap().pid.to_string();
     net.connect(1, &pid);
@@ -266,7 +257,7 @@ async fn settings_of_ipv6_are_the_namespaces_too() {
                 "net.ipv4.ip_local_port_range": "2000 3000",
             });
         });
-        let client = create(&mut sandbox).await;
+        let client = sandbox.created().await;
         let pid = sandbox.state().unwrap().pid;
         let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
         let settings = within(namespace, || {
@@ -302,7 +293,7 @@ async fn a_running_container_follows_its_network() {
     let net = Net::new();
     net.connect_container(1);
     let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     client.start(context(), &start_request("")).await.unwrap();
 
     net.connect_container(2);
@@ -359,7 +350,7 @@ fn refused_start(sandbox: &Box_, net: &Net) {
 async fn an_empty_namespace_belongs_to_one_microvm_as_well() {
     let net = Net::new();
     let mut first = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut first).await;
+    let client = first.created().await;
     refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
     let state = first.state().unwrap();
     assert_eq!(
@@ -369,7 +360,7 @@ async fn an_empty_namespace_belongs_to_one_microvm_as_well() {
     end(&first, &client).await;
 
     let mut third = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut third).await;
+    let client = third.created().await;
     refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
     client.start(context(), &start_request("")).await.unwrap();
     end(&third, &client).await;
@@ -393,7 +384,7 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     let net = Net::new();
     net.connect_container(1);
     let mut first = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut first).await;
+    let client = first.created().await;
 
     refused_start(&sandbox(Some(&net.path()), &["sleep"]), &net);
     client.start(context(), &start_request("")).await.unwrap();
@@ -411,7 +402,7 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     assert!(run("tc", &stale).status.success());
 
     let mut third = sandbox(Some(&net.path()), &["sleep"]);
-    let client = create(&mut third).await;
+    let client = third.created().await;
     client.start(context(), &start_request("")).await.unwrap();
     assert!(net.echoes(1));
     end(&third, &client).await;
@@ -550,7 +541,7 @@ async fn names_are_asked_of_the_engines_resolver() {
         });
         spec["mounts"].as_array_mut().unwrap().push(mount);
     });
-    let client = create(&mut sandbox).await;
+    let client = sandbox.created().await;
     assert_eq!(told(&sandbox).name_server, [127, 0, 0, 11]);
     client.start(context(), &start_request("")).await.unwrap();
     let exec = exec_request("e1", &["resolve"]);

@@ -9,8 +9,7 @@ use containerd_shim_protos::api::CloseIORequest;
 use serde_json::Value;
 
 use crate::harness::{
-    Box_, ID, context, create_request, delete_request, exec_request, kill_request,
-    shutdown_request, start_request, wait_request,
+    Box_, ID, context, create_request, exec_request, kill_request, start_request, wait_request,
 };
 
 fn fifo(sandbox: &Box_, name: &str) -> String {
@@ -78,12 +77,7 @@ async fn a_hundred_megabytes_arrive_whole_in_fifo_and_log() {
     }
     assert_eq!(count, TOTAL);
     assert_eq!(reading.join().unwrap(), (TOTAL, sum));
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]
@@ -111,23 +105,14 @@ async fn stdin_reaches_the_process_and_its_end_too() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello, guest\n");
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
 
 #[tokio::test]
 async fn processes_have_their_streams_however_few_files_a_shell_may_open() {
     let mut sandbox = Box_::new("ok", "test");
     sandbox.spec(&["sleep"], |_| {});
-    let client = sandbox.client().await;
-    let create = create_request(&sandbox.path("bundle"));
-    client.create(context(), &create).await.unwrap();
-    client.start(context(), &start_request("")).await.unwrap();
-    sandbox.note_pids();
+    let client = sandbox.running().await;
     let stdout = fifo(&sandbox, "stdout");
     let _reader = open_reader(&stdout);
     for number in 0..50 {
@@ -140,10 +125,5 @@ async fn processes_have_their_streams_however_few_files_a_shell_may_open() {
     }
     client.kill(context(), &kill_request(9)).await.unwrap();
     client.wait(context(), &wait_request("")).await.unwrap();
-    client.delete(context(), &delete_request("")).await.unwrap();
-    client
-        .shutdown(context(), &shutdown_request())
-        .await
-        .unwrap();
-    sandbox.nothing_is_left().await;
+    sandbox.take_down(&client).await;
 }
