@@ -19,10 +19,11 @@ pub(super) fn write(path: &Path, pid: u32) -> Result<(), OciError> {
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     let temporary = path.with_file_name(hidden);
+    // A killed writer's leftover, or somebody's link: what it leads to is not ours.
+    let _ = std::fs::remove_file(&temporary);
     let written = std::fs::File::options()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o644)
         .open(&temporary)
         .and_then(|mut file| write!(file, "{pid}"))
@@ -47,6 +48,12 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "42");
         let left = std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(left, 1);
+        let precious = dir.path().join("precious");
+        std::fs::write(&precious, "kept").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join(".init.pid")).unwrap();
+        write(&path, 43).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "43");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "kept");
         let err = write(&dir.path().join("none/pid"), 1).unwrap_err();
         assert!(err.to_string().contains("none/pid"), "{err}");
     }
