@@ -11,6 +11,7 @@ pub mod oci;
 pub mod process;
 pub mod sandbox;
 pub mod shim;
+mod signal_mask;
 pub mod stdio;
 pub mod storage;
 pub mod task_client;

@@ -19,6 +19,8 @@ use ttrpc::context::Context;
 
 use crate::stdio::StdioPaths;
 
+use crate::signal_mask;
+
 /// Told by the sandbox process when a detached container has ended.
 const EXIT_COMMAND_ENV: &str = "LAZARET_EXIT_COMMAND";
 
@@ -118,6 +120,7 @@ pub async fn start_sandbox(start: SandboxStart<'_>) -> Result<String, TaskError>
         .stderr(Stdio::piped())
         // A terminal's Ctrl-C is for this command to handle.
         .process_group(0);
+    signal_mask::unblock(command.as_std_mut());
     if let Some(program) = start.exit_command {
         command.env(EXIT_COMMAND_ENV, program);
     }

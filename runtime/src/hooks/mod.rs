@@ -5,8 +5,6 @@
 //! Blocking, for a hook is part of one step of a container's life: whoever runs
 //! them chooses the thread, and by it the namespaces.
 
-mod signals;
-
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
@@ -21,6 +19,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use crate::signal_mask;
 
 /// As much of a failed hook's output as is told.
 const OUTPUT_MAX: u64 = 4096;
@@ -269,7 +269,7 @@ impl Hook {
         if dir.is_dir() {
             command.current_dir(dir);
         }
-        signals::unblock(&mut command);
+        signal_mask::unblock(&mut command);
         command.spawn()
     }
 

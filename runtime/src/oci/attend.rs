@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use containerd_shim_protos::api::{
     DeleteRequest, KillRequest, ResizePtyRequest, WaitRequest, WaitResponse,
 };
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use protobuf::Message;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -23,6 +23,7 @@ use rustix::process::{ioctl_tiocsctty, setsid};
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MessageHeader};
 
 use super::console::size_of;
+use super::signals::hold_back_signals;
 
 /// Version 3 of the Task API.
 const SERVICE: &str = "containerd.task.v3.Task";
@@ -35,24 +36,6 @@ const DIED: u8 = 137;
 
 /// Exit status where the sandbox process answers nonsense.
 const NONSENSE: u8 = 255;
-
-/// Not passed on: what cannot be caught, what this process gets for its own
-/// doing, and what its terminal or its children cause.
-const KEPT: [Signal; 13] = [
-    Signal::SIGKILL,
-    Signal::SIGSTOP,
-    Signal::SIGCHLD,
-    Signal::SIGSEGV,
-    Signal::SIGBUS,
-    Signal::SIGFPE,
-    Signal::SIGILL,
-    Signal::SIGTRAP,
-    Signal::SIGABRT,
-    Signal::SIGSYS,
-    Signal::SIGPIPE,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-];
 
 /// What `exec --detach` starts; not for users.
 #[derive(Debug, clap::Args)]
@@ -112,11 +95,7 @@ impl Attendant {
     /// Connects and asks for the process's end. From here on this process no
     /// longer dies of signals.
     pub(super) fn new(socket: &Path, container: &str, exec: &str) -> io::Result<Self> {
-        let mut passed_on = SigSet::all();
-        for signal in KEPT {
-            passed_on.remove(signal);
-        }
-        passed_on.thread_block()?;
+        let passed_on = hold_back_signals()?;
         let mut attendant = Self {
             stream: UnixStream::connect(socket)?,
             signals: SignalFd::with_flags(&passed_on, SfdFlags::SFD_CLOEXEC)?,

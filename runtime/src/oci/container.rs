@@ -35,7 +35,7 @@ impl Container {
 
     /// What the sandbox has written down, if it is still this container's.
     fn sandbox(&self, host: &Host) -> Result<Option<SandboxState>, OciError> {
-        let state = host.sandboxes.load(&self.place.sandbox)?;
+        let state = host.sandboxes.load(&self.record.sandbox)?;
         let process = self.record.process;
         Ok(state.filter(|state| {
             process.is_some_and(|process| {
@@ -56,7 +56,7 @@ impl Container {
         let state = self.sandbox(host)?;
         let container = state
             .as_ref()
-            .and_then(|state| state.containers.get(self.place.sandbox.as_str()));
+            .and_then(|state| state.containers.get(self.record.sandbox.as_str()));
         Ok(match container.map(|container| container.status) {
             Some(ContainerStatus::Created) => Status::Created,
             Some(ContainerStatus::Running) => Status::Running,
@@ -69,7 +69,7 @@ impl Container {
     pub(super) fn exit_status(&self, host: &Host) -> Result<Option<u32>, OciError> {
         let state = self.sandbox(host)?;
         let container =
-            state.and_then(|mut state| state.containers.remove(self.place.sandbox.as_str()));
+            state.and_then(|mut state| state.containers.remove(self.record.sandbox.as_str()));
         Ok(container.and_then(|container| container.exit_status))
     }
 
@@ -84,12 +84,12 @@ impl Container {
     }
 
     pub(super) fn task_socket(&self, host: &Host) -> PathBuf {
-        host.sandboxes.dir(&self.place.sandbox).task_socket()
+        host.sandboxes.dir(&self.record.sandbox).task_socket()
     }
 
     pub(super) async fn connect(&self, host: &Host) -> Result<Task, TaskError> {
         let address = format!("unix://{}", self.task_socket(host).display());
-        Task::connect(&address, self.place.sandbox.as_str()).await
+        Task::connect(&address, self.record.sandbox.as_str()).await
     }
 
     /// What the failure of a request means: a container that ends takes along whom it

@@ -15,9 +15,11 @@ use super::container::Container;
 use super::failure::{Failure, OciError};
 use super::names::ContainerId;
 use super::record::{Place, Process, Record};
+use super::signals::hold_back_signals;
 use super::{Host, inherited, pid_file, runtime};
 use crate::hooks::{HookKind, run_all_hooks, run_hooks};
 use crate::sandbox::config::OCI_NAMESPACE;
+use crate::sandbox::id::SandboxId;
 use crate::sandbox::state::rfc3339;
 use crate::stdio::StdioPaths;
 use crate::stdio::handover::{self, STDIO_SOCKET, hand_over};
@@ -131,10 +133,10 @@ impl Stdio {
     pub(super) fn hand_over(
         &self,
         host: &Host,
-        place: &Place,
+        sandbox: &SandboxId,
         token: &str,
     ) -> Result<StdioPaths, OciError> {
-        let socket = host.sandboxes.dir(&place.sandbox).path().join(STDIO_SOCKET);
+        let socket = host.sandboxes.dir(sandbox).path().join(STDIO_SOCKET);
         let name = handover::address(token);
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let (fds, terminal) = match self {
@@ -166,10 +168,13 @@ pub(super) fn create(
         host.log.debug(what);
     }
     inherited::keep_to_self()?;
+    // Once there is something, a signal is no reason to leave it half made.
+    hold_back_signals().map_err(OciError::Runtime)?;
+    let sandbox = host.root.sandbox(&id);
     let place = host.root.place(id);
     let lock = place.reserve()?;
     let container = Container {
-        record: new_record(&place, &bundle),
+        record: new_record(&place, sandbox, &bundle),
         place,
     };
     let mut made = Making {
@@ -188,10 +193,11 @@ pub(super) fn create(
     }
 }
 
-fn new_record(place: &Place, bundle: &Bundle) -> Record {
+fn new_record(place: &Place, sandbox: SandboxId, bundle: &Bundle) -> Record {
     let annotations = bundle.spec["annotations"].as_object();
     Record {
         id: place.id.as_str().to_owned(),
+        sandbox,
         oci_version: bundle.spec["ociVersion"]
             .as_str()
             .unwrap_or_default()
@@ -224,13 +230,14 @@ impl Making<'_> {
         for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
             run_hooks(&self.spec, kind, &state)?;
         }
-        let place = &self.container.place;
-        let paths = stdio.hand_over(self.host, place, place.sandbox.as_str())?;
+        let sandbox = &self.container.record.sandbox;
+        let paths = stdio.hand_over(self.host, sandbox, sandbox.as_str())?;
         if let (Stdio::Terminal(console), Some(socket)) = (stdio, &options.console_socket) {
             console.send_master(socket)?;
         }
         let bundle = &self.container.record.bundle;
-        let created = runtime.block_on(task.create_named(place.id.as_str(), bundle, &paths));
+        let name = self.container.place.id.as_str();
+        let created = runtime.block_on(task.create_named(name, bundle, &paths));
         created.map_err(|err| Failure::from(err).context("unable to start container process"))?;
         self.container.record.complete = true;
         self.container.place.save(&self.container.record)?;
@@ -243,23 +250,24 @@ impl Making<'_> {
     /// Starts the sandbox process. The connection keeps it: without a container
     /// and without clients it ends.
     async fn start_sandbox(&mut self) -> Result<(Task, u32), OciError> {
-        let place = &self.container.place;
+        let Container { place, record } = &self.container;
         place.save_spec(&self.spec)?;
-        place.save(&self.container.record)?;
+        place.save(record)?;
         start_sandbox(SandboxStart {
             shim: &self.host.config.shim,
             namespace: OCI_NAMESPACE,
-            id: place.sandbox.as_str(),
-            bundle: &self.container.record.bundle,
+            id: record.sandbox.as_str(),
+            bundle: &record.bundle,
             exit_command: None,
         })
         .await?;
         self.started = true;
         let task = self.container.connect(self.host).await?;
-        let dir = self.host.sandboxes.dir(&place.sandbox);
+        let Container { place, record } = &mut self.container;
+        let dir = self.host.sandboxes.dir(&record.sandbox);
         let (pid, start_time) = dir.read_pid().ok_or(OciError::NoSandbox)?;
-        self.container.record.process = Some(Process { pid, start_time });
-        self.container.place.save(&self.container.record)?;
+        record.process = Some(Process { pid, start_time });
+        place.save(record)?;
         self.host.log.debug(&format!("sandbox process {pid}"));
         Ok((task, pid))
     }
@@ -270,7 +278,7 @@ impl Making<'_> {
             host, container, ..
         } = self;
         if self.started {
-            if let Err(err) = host.sandboxes.end(&container.place.sandbox) {
+            if let Err(err) = host.sandboxes.end(&container.record.sandbox) {
                 host.log.warning(&err.to_string());
             }
             let state = container.hook_state("stopped", &self.spec);

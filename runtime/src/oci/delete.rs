@@ -39,7 +39,7 @@ pub(super) fn delete(host: &Host, place: Place, force: bool) -> Result<(), OciEr
     let record = match place.load() {
         // Whoever reserved the id has been killed before there was anything.
         Err(OciError::NotExist) => {
-            place.remove()?;
+            place.remove_reservation()?;
             return Err(OciError::NotExist);
         }
         result => result?,
@@ -74,7 +74,7 @@ fn status_under_lock(host: &Host, container: &Container) -> Result<Status, OciEr
 /// Whether the sandbox by the container's name is the container's: one that was
 /// killed on its way may have met another's.
 fn is_own(host: &Host, container: &Container) -> Result<bool, OciError> {
-    let state = host.sandboxes.load(&container.place.sandbox)?;
+    let state = host.sandboxes.load(&container.record.sandbox)?;
     Ok(state.is_none_or(|state| match container.record.process {
         Some(process) => process.pid == state.pid && process.start_time == state.start_time,
         None => state.namespace == OCI_NAMESPACE,
@@ -83,7 +83,7 @@ fn is_own(host: &Host, container: &Container) -> Result<bool, OciError> {
 
 fn take_down(host: &Host, container: &Container) -> Result<(), OciError> {
     if is_own(host, container)? {
-        host.sandboxes.end(&container.place.sandbox)?;
+        host.sandboxes.end(&container.record.sandbox)?;
     }
     // A container that was killed on its way may not even have this.
     match container.place.load_spec() {

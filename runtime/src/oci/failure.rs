@@ -60,6 +60,8 @@ pub(super) enum OciError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("option --root argument should not be set to /")]
+    RootOfHost,
     #[error("cannot set up the terminal")]
     Terminal(#[source] io::Error),
     #[error("cannot write to standard output")]

@@ -93,6 +93,14 @@ impl Log {
         }
     }
 
+    /// Logs what is wrong with the command line, which has been said on standard error.
+    pub(super) fn misuse(&self, text: &str) {
+        // What follows tells how it is used.
+        let message = text.split("\n\n").next().unwrap_or(text);
+        let message = message.strip_prefix("error: ").unwrap_or(message);
+        self.write(Level::Error, message);
+    }
+
     /// A message that cannot be written is lost: there is nobody to tell.
     fn write(&self, level: Level, message: &str) {
         let mut line = match (self.format, &self.file) {

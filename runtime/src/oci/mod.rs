@@ -24,15 +24,16 @@ mod pid_file;
 mod ps;
 mod record;
 mod run;
+mod signals;
 mod spec;
 mod start;
 mod state;
 mod update;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use failure::Failure;
 use log::{Log, LogFormat};
@@ -58,7 +59,8 @@ const VERSION: &str = concat!(
 ///
 /// Called as runc is, by Docker, podman, buildah, containerd, or by hand.
 #[derive(Debug, Parser)]
-#[command(name = "lazaret-oci", version = VERSION, max_term_width = 100, disable_version_flag = true)]
+#[command(name = "lazaret-oci", version = VERSION, max_term_width = 100, disable_version_flag = true,
+    args_override_self = true)]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -143,7 +145,7 @@ impl Host {
             let config = Config::load()?;
             let default_root = config.run_dir.join("oci");
             let root = match &globals.root {
-                Some(root) => Root::new(absolute(root)?, &default_root),
+                Some(root) => Root::new(clean(root)?, &default_root),
                 None => Root::new(default_root.clone(), &default_root),
             };
             let sandboxes = Store::new(&config.run_dir, Path::new(CGROUP_DIR));
@@ -172,6 +174,24 @@ fn absolute(path: &Path) -> Result<PathBuf, failure::OciError> {
     })
 }
 
+/// The root's path as runc has it: absolute, and without `.` and `..`.
+fn clean(root: &Path) -> Result<PathBuf, failure::OciError> {
+    let mut clean = PathBuf::new();
+    for component in absolute(root)?.components() {
+        if component == Component::ParentDir {
+            clean.pop();
+        } else {
+            clean.push(component);
+        }
+    }
+    // An unset variable before a slash, and `delete` of an id would be of a directory
+    // of the host's.
+    if clean == Path::new("/") {
+        return Err(failure::OciError::RootOfHost);
+    }
+    Ok(clean)
+}
+
 /// Runs the command line and says how it went.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -179,6 +199,9 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // A reader that went away has seen what it wanted.
             let _ = error.print();
+            if error.use_stderr() {
+                log_misuse(&error);
+            }
             return ExitCode::from(u8::from(error.use_stderr()));
         }
     };
@@ -191,6 +214,18 @@ pub fn main() -> ExitCode {
             host.log.failure(&failure);
             failure.code()
         }
+    }
+}
+
+/// Engines show what is in the log, as far as the command line tells where it is.
+fn log_misuse(error: &clap::Error) {
+    let lenient = Cli::command().ignore_errors(true).try_get_matches();
+    let globals = lenient.and_then(|matches| Globals::from_arg_matches(&matches));
+    if let Ok(globals) = globals
+        && globals.log.is_some()
+        && let Ok(log) = Log::open(globals.log.as_deref(), globals.log_format, false)
+    {
+        log.misuse(&error.to_string());
     }
 }
 

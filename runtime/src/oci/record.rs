@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::failure::OciError;
 use super::names::ContainerId;
 use crate::sandbox::id::SandboxId;
-use crate::storage::atomic::{Durability, Lock, replace};
+use crate::storage::atomic::{Durability, Lock, replace, temporary};
 
 /// A root's containers.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(super) struct Root {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: String,
+    /// The name of its sandbox: told apart by the root's path as it was spelled then.
+    pub(super) sandbox: SandboxId,
     pub(super) oci_version: String,
     pub(super) bundle: PathBuf,
     pub(super) rootfs: PathBuf,
@@ -79,10 +81,14 @@ impl Root {
         Self { path, is_default }
     }
 
+    /// What the sandbox of a container to be made here is called.
+    pub(super) fn sandbox(&self, id: &ContainerId) -> SandboxId {
+        id.sandbox(&self.path, self.is_default)
+    }
+
     /// The place of a container, whether there is one or not.
     pub(super) fn place(&self, id: ContainerId) -> Place {
         Place {
-            sandbox: id.sandbox(&self.path, self.is_default),
             path: self.path.join(id.as_str()),
             id,
         }
@@ -117,7 +123,6 @@ impl Root {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) id: ContainerId,
-    pub(super) sandbox: SandboxId,
     path: PathBuf,
 }
 
@@ -207,14 +212,32 @@ impl Place {
     }
 
     pub(super) fn remove(&self) -> Result<(), OciError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(|source| OciError::Io {
-                verb: "remove",
-                path: self.path.clone(),
-                source,
-            }),
+        removed(&self.path, fs::remove_dir_all(&self.path))
+    }
+
+    /// Removes what was reserved and never became a container. A directory that holds
+    /// anything else is none of ours.
+    pub(super) fn remove_reservation(&self) -> Result<(), OciError> {
+        for file in [self.record(), self.spec()] {
+            for file in [temporary(&file), file] {
+                removed(&file, fs::remove_file(&file))?;
+            }
         }
+        match fs::remove_dir(&self.path) {
+            Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            result => removed(&self.path, result),
+        }
+    }
+}
+
+fn removed(path: &Path, result: io::Result<()>) -> Result<(), OciError> {
+    match result {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|source| OciError::Io {
+            verb: "remove",
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -257,6 +280,7 @@ mod tests {
     fn record() -> Record {
         Record {
             id: "a".to_owned(),
+            sandbox: SandboxId::new("a").unwrap(),
             oci_version: "1.2.0".to_owned(),
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
@@ -285,6 +309,22 @@ mod tests {
         place.remove().unwrap();
         drop(held);
         place.reserve().unwrap();
+    }
+
+    #[test]
+    fn what_was_only_reserved_goes_and_a_directory_of_others_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        let _held = place.reserve().unwrap();
+        place.save_spec(&Value::Null).unwrap();
+        fs::write(temporary(&place.record()), "half").unwrap();
+        place.remove_reservation().unwrap();
+        assert!(!place.path.exists());
+        place.remove_reservation().unwrap();
+        fs::create_dir(&place.path).unwrap();
+        fs::write(place.path.join("letter"), "").unwrap();
+        place.remove_reservation().unwrap();
+        assert!(place.path.join("letter").exists());
     }
 
     #[test]

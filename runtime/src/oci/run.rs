@@ -77,7 +77,7 @@ impl Args {
 /// Runs a created container to its end. Returns its exit status.
 fn attend(host: &Host, container: &Container, stdio: Stdio) -> Result<u8, Failure> {
     let socket = container.task_socket(host);
-    let sandbox = container.place.sandbox.as_str();
+    let sandbox = container.record.sandbox.as_str();
     let mut attendant = Attendant::new(&socket, sandbox, "").map_err(OciError::Runtime)?;
     start(host, container)?;
     let relay = match stdio {

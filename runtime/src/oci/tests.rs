@@ -8,7 +8,6 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
 
 #[test]
 fn the_command_line_is_consistent() {
-    use clap::CommandFactory;
     Cli::command().debug_assert();
 }
 
@@ -43,6 +42,9 @@ fn lines_of_engines_are_understood() {
         "lazaret-oci update --resources=/tmp/res.json ID",
         // buildah
         "lazaret-oci create --bundle /b --pid-file /b/pid --no-new-keyring buildah-x",
+        // engines with arguments of their configuration before their own
+        "lazaret-oci --systemd-cgroup --root /a --log /a --root /r --log /l --systemd-cgroup \
+         create --bundle /a --bundle /b ID",
         // people
         "lazaret-oci run -b /b -d --keep ID",
         "lazaret-oci exec -t -u 1:2 -e A=b --cap CAP_KILL -g 5 --cwd / ID ls -l --color",
@@ -93,5 +95,46 @@ fn mistakes_are_errors() {
         "lazaret-oci list extra",
     ] {
         assert!(parse(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn the_last_of_equal_flags_counts_and_lists_grow() {
+    let line = "lazaret-oci --root /a --root /b exec -e A=1 -e B=2 --cwd /a --cwd /b ID true";
+    let cli = parse(line).unwrap();
+    assert_eq!(cli.globals.root.unwrap(), Path::new("/b"));
+    let text = format!("{:?}", cli.command);
+    assert!(text.contains(r#"["A=1", "B=2"]"#), "{text}");
+    assert!(
+        text.contains(r#""/b""#) && !text.contains(r#""/a""#),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_root_of_the_host_is_no_root_of_containers() {
+    for root in ["/", "//", "/..", "/a/..", "/a/./../../"] {
+        let err = clean(Path::new(root)).unwrap_err();
+        assert!(matches!(err, failure::OciError::RootOfHost), "{root}");
+    }
+    for root in [
+        "/run/x",
+        "/run/x/",
+        "/run/./x",
+        "/run/y/../x//",
+        "/../run/x",
+    ] {
+        assert_eq!(
+            clean(Path::new(root)).unwrap(),
+            Path::new("/run/x"),
+            "{root}"
+        );
+        assert!(
+            !clean(Path::new(root))
+                .unwrap()
+                .as_os_str()
+                .as_encoded_bytes()
+                .ends_with(b"/")
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -21,8 +21,7 @@ pub enum Durability {
 pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     // Writers of one file hold its lock, so that one temporary name is enough
     // and a killed writer's leftover is overwritten by the next.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
+    let temporary = temporary(path);
     let mut file = File::options()
         .write(true)
         .create(true)
@@ -40,6 +39,13 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
         File::open(parent)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Where a killed writer of `path` may have left something.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    temporary.into()
 }
 
 /// An advisory lock on a file or directory; the kernel drops it with the

@@ -126,7 +126,7 @@ impl Args {
     /// Lets the process run and stays with it to its end.
     fn attend(&self, exec: &Exec<'_>, console: Option<Console>) -> Result<ExitCode, Failure> {
         let socket = exec.container.task_socket(exec.host);
-        let sandbox = exec.container.place.sandbox.as_str();
+        let sandbox = exec.container.record.sandbox.as_str();
         let mut attendant =
             Attendant::new(&socket, sandbox, &exec.id).map_err(OciError::Runtime)?;
         exec.start()?;
@@ -188,7 +188,7 @@ impl<'a> Exec<'a> {
     ) -> Result<Self, OciError> {
         let id = random_exec_id();
         let runtime = runtime()?;
-        let paths = stdio.hand_over(host, &container.place, &id)?;
+        let paths = stdio.hand_over(host, &container.record.sandbox, &id)?;
         let task = runtime.block_on(async {
             let task = container.connect(host).await?;
             task.exec(&id, process, &paths).await?;
@@ -235,7 +235,7 @@ impl<'a> Exec<'a> {
             }
         }
         let mut child = command
-            .args([self.container.place.sandbox.as_str(), &self.id])
+            .args([self.container.record.sandbox.as_str(), &self.id])
             .stdout(ChildStdio::piped())
             .stderr(ChildStdio::null())
             .spawn()?;

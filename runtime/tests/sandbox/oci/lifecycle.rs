@@ -176,6 +176,89 @@ fn run_passes_signals_on() {
     engine.nothing_is_left();
 }
 
+/// A hook that holds up `create` until it is told to go on.
+fn hold_up(engine: &Engine) {
+    engine.spec(&["sleep"], |spec| {
+        let (begun, go) = (engine.path("begun"), engine.path("go"));
+        let script = format!(
+            "touch {}; until [ -e {} ]; do sleep 0.02; done",
+            begun.display(),
+            go.display()
+        );
+        let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+        spec["hooks"] = json!({ "createRuntime": [hook] });
+    });
+}
+
+#[test]
+fn a_signal_while_a_container_is_made_leaves_nothing_half_made() {
+    adopt();
+    for verb in ["run", "create"] {
+        let engine = Engine::new("ok");
+        hold_up(&engine);
+        let bundle = engine.path("bundle");
+        let mut child = engine
+            .command(&[verb, "--bundle", bundle.to_str().unwrap()])
+            .args([
+                "--pid-file",
+                engine.path("init.pid").to_str().unwrap(),
+                "box",
+            ])
+            .spawn()
+            .unwrap();
+        engine.wait_for("the hook", || engine.path("begun").exists());
+        kill(rustix::process::Pid::from_child(&child), Signal::TERM);
+        File::create(engine.path("go")).unwrap();
+        let status = wait(&mut child);
+        if verb == "run" {
+            assert_eq!(status.code(), Some(143), "it was the container's");
+        } else {
+            assert!(status.success());
+            assert_eq!(engine.status(), "created");
+            let pid = engine.pid();
+            // The sandbox process itself takes signals.
+            kill(pid, Signal::TERM);
+            assert_eq!(reap(pid).code(), Some(143));
+            engine.run(&["delete", "box"]).ok();
+        }
+        engine.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_root_is_the_same_however_its_path_is_spelled() {
+    adopt();
+    let engine = Engine::new("ok");
+    engine.spec(&["sleep"], |_| {});
+    let root = engine.path("root");
+    let alias = engine.path("alias");
+    std::fs::create_dir(&root).unwrap();
+    std::os::unix::fs::symlink(&root, &alias).unwrap();
+    let (bundle, pid_file) = (engine.path("bundle"), engine.path("init.pid"));
+    let create = ["create", "-b", bundle.to_str().unwrap(), "--pid-file"];
+    let status = engine
+        .command(&["--root", alias.to_str().unwrap()])
+        .args(create)
+        .args([pid_file.to_str().unwrap(), "box"])
+        .status();
+    assert!(status.unwrap().success());
+    for root in [&root, &root.join(""), &alias, &root.join("../alias")] {
+        let at = |args: &[&str]| engine.run(&[&["--root", root.to_str().unwrap()], args].concat());
+        assert!(
+            at(&["state", "box"]).ok().stdout.contains("\"created\""),
+            "{root:?}"
+        );
+    }
+    let root = root.to_str().unwrap();
+    engine.run(&["--root", root, "start", "box"]).ok();
+    engine
+        .run(&["--root", root, "delete", "box"])
+        .fails(1, "that is not stopped: running");
+    engine.run(&["--root", root, "delete", "-f", "box"]).ok();
+    assert_eq!(reap(engine.pid()).signal(), Some(9));
+    engine.nothing_is_left();
+}
+
 #[test]
 fn stdin_of_run_is_the_containers() {
     let engine = Engine::new("ok");

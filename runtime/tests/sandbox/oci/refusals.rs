@@ -1,5 +1,7 @@
 //! What fails at `create` is said, logged, and leaves nothing.
 
+use std::fs;
+
 use serde_json::json;
 
 use super::{Engine, adopt};
@@ -49,6 +51,21 @@ fn a_pid_file_that_cannot_be_written_is_creates_failure() {
     ]);
     said.fails(1, "/nonexistent/pid");
     engine.nothing_is_left();
+}
+
+#[test]
+fn misuse_is_in_the_log_too() {
+    let engine = Engine::new("ok");
+    engine
+        .run(&["create", "--frob", "box"])
+        .fails(1, "unexpected argument '--frob' found");
+    let log = fs::read_to_string(engine.path("log.json")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(log.trim()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(line["msg"], "unexpected argument '--frob' found");
+    engine
+        .run(&["--root", "/", "delete", "-f", "box"])
+        .fails(1, "should not be set to /");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Signals of a hook: none is blocked, whatever its starter has blocked.
+//! Signals of a program that is started: none is blocked, whatever its starter has
+//! blocked.
 
 #![expect(unsafe_code, reason = "CommandExt::pre_exec has no safe wrapper")]
 
@@ -8,7 +9,7 @@ use std::process::Command;
 
 use nix::sys::signal::SigSet;
 
-pub(super) fn unblock(command: &mut Command) {
+pub(crate) fn unblock(command: &mut Command) {
     let none = SigSet::empty();
     // SAFETY: between fork and exec the closure only calls pthread_sigmask(3), which is
     // async-signal-safe; it allocates nothing and takes no lock.
