@@ -184,8 +184,10 @@ impl State {
         entries.remove_others(&mut set.neighbours, &wished.neighbours)?;
         entries.remove_others(&mut set.routes, &wished.routes)?;
         if entries.remove_others(&mut set.addresses, &wished.addresses)? {
-            // The kernel may have removed routes along with an address.
+            // The kernel may have removed routes along with an address, and with a primary
+            // one of IPv4 its secondaries. Those still there are only told again.
             set.routes.clear();
+            set.addresses.clear();
         }
         entries.add_missing(&mut set.addresses, wished.addresses)?;
         // A gateway is reached by a route without one. Of equal routes the kernel lists the

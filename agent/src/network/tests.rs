@@ -269,6 +269,39 @@ async fn changes_are_made_and_what_a_container_has_added_stays() {
     assert!(to("0.0.0.0").0.is_some());
 }
 
+#[tokio::test]
+async fn a_secondary_address_outlives_its_primary() {
+    enter_namespace!();
+    for of in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv4/conf/{of}/promote_secondaries");
+        std::fs::write(path, "0").expect("as in a guest");
+    }
+    let network = Network::new(Nobody);
+    let mut wished = interface(device("slot", 1));
+    let configure = async |interface: &proto::Interface| {
+        let request = request(vec![interface.clone()]);
+        network.configure(&request).await.expect("configured");
+        let link = link("eth0").expect("there");
+        let mut ips: Vec<_> = addresses(link.index)
+            .iter()
+            .map(|address| address.ip.to_string())
+            .collect();
+        ips.sort();
+        (ips, gateways(link.index))
+    };
+    wished.addresses = vec![
+        address("172.17.0.2", 16),
+        address("172.17.0.3", 16),
+        address("fd00:17::2", 64),
+    ];
+    let (ips, before) = configure(&wished).await;
+    assert_eq!(ips, ["172.17.0.2", "172.17.0.3", "fd00:17::2"]);
+    wished.addresses.remove(0);
+    let (ips, gateways) = configure(&wished).await;
+    assert_eq!(ips, ["172.17.0.3", "fd00:17::2"]);
+    assert_eq!(gateways, before);
+}
+
 /// As podman gives one to a container.
 fn network_of_podman(device: &[u8], number: u8) -> proto::Interface {
     let default = |gateway: String| proto::Route {
