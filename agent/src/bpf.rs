@@ -27,7 +27,13 @@ pub(crate) const JUMP_NOT_EQUAL: u8 = 0x55;
 pub(crate) const JUMP_REGISTER_NOT_EQUAL: u8 = 0x5d;
 /// Compares the lower 32 bits alone.
 pub(crate) const JUMP_WORD_NOT_EQUAL: u8 = 0x56;
+pub(crate) const CALL: u8 = 0x85;
 pub(crate) const EXIT: u8 = 0x95;
+const LOAD_LONG: u8 = 0x18;
+
+/// The function that [`CALL`] asks for the cookie of the network namespace that the
+/// socket of the program's context is of.
+pub(crate) const NETWORK_NAMESPACE_COOKIE: i32 = 122;
 
 pub(crate) const fn instruction(
     code: u8,
@@ -42,6 +48,16 @@ pub(crate) const fn instruction(
         offset,
         immediate,
     }
+}
+
+/// All 64 bits into a register.
+pub(crate) fn load_long(target: u8, value: u64) -> [Instruction; 2] {
+    let bytes = value.to_le_bytes();
+    let half = |at: usize| i32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[at + byte]));
+    [
+        instruction(LOAD_LONG, target, 0, 0, half(0)),
+        instruction(0, 0, 0, 0, half(4)),
+    ]
 }
 
 /// What a program is asked about: `enum bpf_prog_type` and `enum bpf_attach_type`.

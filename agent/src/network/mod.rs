@@ -8,6 +8,7 @@
 mod device;
 mod entries;
 mod name_server;
+mod namespace;
 mod redirect;
 mod settings;
 mod slots;

@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_vsock::{VsockAddr, VsockStream};
 
+use super::namespace;
 use super::redirect::Redirect;
 use crate::failure::{OrFail, Result};
 
@@ -72,7 +74,8 @@ impl NameServer {
         let doing = || format!("serve names on {}", SocketAddr::new(address, PORT));
         let (datagrams, streams) = bind(address).or_fail(doing)?;
         let port = datagrams.local_addr().or_fail(doing)?.port();
-        let redirect = Redirect::new(address, PORT, port).or_fail(doing)?;
+        let namespace = namespace::cookie(datagrams.as_fd()).or_fail(doing)?;
+        let redirect = Redirect::new(namespace, address, PORT, port).or_fail(doing)?;
         let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_datagrams(datagrams, Arc::clone(&room), host.clone()));

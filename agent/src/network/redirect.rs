@@ -1,7 +1,8 @@
 //! Leads what is meant for an engine's embedded resolver to where the agent listens, as
 //! engines do by address translation: port 53 stays free for a container's own server.
 //! It is done as a socket names its peer (`BPF_PROG_TYPE_CGROUP_SOCK_ADDR`), so that
-//! packets of others cost nothing.
+//! packets of others cost nothing. Only sockets of the agent's own network namespace are
+//! led: in those that a container makes, the address is another's.
 
 use std::fs::File;
 use std::io;
@@ -9,14 +10,17 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::bpf::{
-    CONNECT_4, CONNECT_6, EXIT, Hook, Instruction, JUMP_WORD_NOT_EQUAL, LOAD_WORD, MOVE,
-    PEER_NAME_4, PEER_NAME_6, RECEIVE_4, RECEIVE_6, SEND_4, SEND_6, STORE_WORD, instruction, link,
-    load,
+    CALL, CONNECT_4, CONNECT_6, EXIT, Hook, Instruction, JUMP_REGISTER_NOT_EQUAL,
+    JUMP_WORD_NOT_EQUAL, LOAD_WORD, MOVE, MOVE_REGISTER, NETWORK_NAMESPACE_COOKIE, PEER_NAME_4,
+    PEER_NAME_6, RECEIVE_4, RECEIVE_6, SEND_4, SEND_6, STORE_WORD, instruction, link, load,
+    load_long,
 };
 
 const ANSWER: u8 = 0;
 const CONTEXT: u8 = 1;
 const SCRATCH: u8 = 2;
+/// The context again: a call leaves this register as it is.
+const KEPT: u8 = 6;
 
 /// Offsets in `struct bpf_sock_addr`, all in network byte order.
 const USER_IP4: i16 = 4;
@@ -30,12 +34,12 @@ pub(super) struct Redirect {
 }
 
 impl Redirect {
-    /// Leads from one port of `address` to another, and answers back, for all
-    /// processes.
-    pub(super) fn new(address: IpAddr, from: u16, to: u16) -> io::Result<Self> {
+    /// Leads from one port of `address` to another, and answers back, for all sockets of
+    /// the network namespace with that cookie.
+    pub(super) fn new(namespace: u64, address: IpAddr, from: u16, to: u16) -> io::Result<Self> {
         let hierarchy = hierarchy()?;
-        let there = |address: &[(i16, i32)]| program(address, from, to);
-        let back = |address: &[(i16, i32)]| program(address, to, from);
+        let there = |address: &[(i16, i32)]| program(namespace, address, from, to);
+        let back = |address: &[(i16, i32)]| program(namespace, address, to, from);
         // Sockets for IPv6 name the addresses of IPv4 too.
         let (mapped, words_6) = match address {
             IpAddr::V4(ip) => (Some(words_4(ip.octets())), words_6(ip.to_ipv6_mapped())),
@@ -69,21 +73,24 @@ impl Redirect {
     }
 }
 
-/// Changes the port where address and port are those.
-fn program(address: &[(i16, i32)], from: u16, to: u16) -> Vec<Instruction> {
+/// Changes the port where namespace, address and port are those.
+fn program(namespace: u64, address: &[(i16, i32)], from: u16, to: u16) -> Vec<Instruction> {
     let port = |port: u16| i32::from(u16::from_ne_bytes(port.to_be_bytes()));
     let wanted = address.iter().copied().chain([(USER_PORT, port(from))]);
-    let mut all = Vec::new();
+    let mut all = vec![instruction(MOVE_REGISTER, KEPT, CONTEXT, 0, 0)];
     for (offset, word) in wanted {
         all.push(instruction(LOAD_WORD, SCRATCH, CONTEXT, offset, 0));
         all.push(instruction(JUMP_WORD_NOT_EQUAL, SCRATCH, 0, 0, word));
     }
+    all.push(instruction(CALL, 0, 0, 0, NETWORK_NAMESPACE_COOKIE));
+    all.extend(load_long(SCRATCH, namespace));
+    all.push(instruction(JUMP_REGISTER_NOT_EQUAL, ANSWER, SCRATCH, 0, 0));
     all.push(instruction(MOVE, SCRATCH, 0, 0, port(to)));
-    all.push(instruction(STORE_WORD, CONTEXT, SCRATCH, USER_PORT, 0));
+    all.push(instruction(STORE_WORD, KEPT, SCRATCH, USER_PORT, 0));
     // Others go on as they are.
     let end = all.len();
     for (place, test) in all.iter_mut().enumerate() {
-        if test.code == JUMP_WORD_NOT_EQUAL {
+        if [JUMP_WORD_NOT_EQUAL, JUMP_REGISTER_NOT_EQUAL].contains(&test.code) {
             test.offset = i16::try_from(end - place - 1).unwrap_or(i16::MAX);
         }
     }

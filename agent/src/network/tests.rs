@@ -2,8 +2,11 @@
 //! pairs stand for the guest's devices.
 #![allow(unsafe_code, reason = "unshare has no safe wrapper")]
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket as StdUdpSocket};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{
+    IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream,
+    UdpSocket as StdUdpSocket,
+};
 use std::process::Command;
 use std::time::Duration;
 
@@ -590,4 +593,55 @@ async fn names_are_served_over_udp_and_tcp_until_no_longer_wished() {
     };
     let refused = tokio::time::timeout(Duration::from_secs(60), refused);
     refused.await.expect("closed");
+}
+
+/// In a network namespace that has a name server of its own, at the same address.
+fn ask_the_server_of_a_new_namespace() {
+    enter_namespace!();
+    let deadline = Some(Duration::from_secs(60));
+    let own_datagrams = StdUdpSocket::bind("127.0.0.11:53").expect("free");
+    let own_streams = StdTcpListener::bind("127.0.0.11:53").expect("free");
+    own_datagrams.set_read_timeout(deadline).expect("set");
+
+    let mut buffer = [0; 4];
+    for local in ["127.0.0.1:0", "[::]:0"] {
+        let client = StdUdpSocket::bind(local).expect("socket");
+        client.set_read_timeout(deadline).expect("set");
+        let server = match client.local_addr().expect("bound") {
+            SocketAddr::V4(_) => "127.0.0.11:53",
+            SocketAddr::V6(_) => "[::ffff:127.0.0.11]:53",
+        };
+        client.send_to(b"abc", server).expect("sent");
+        let (_, asked_by) = own_datagrams.recv_from(&mut buffer).expect("asked");
+        own_datagrams.send_to(b"own", asked_by).expect("sent");
+        let (length, from) = client.recv_from(&mut buffer).expect("answered");
+        assert_eq!(&buffer[..length], b"own");
+        assert_eq!(from.to_string(), server);
+    }
+
+    let mut client = StdTcpStream::connect("127.0.0.11:53").expect("connected");
+    let peer = client.peer_addr().expect("connected");
+    assert_eq!(peer.to_string(), "127.0.0.11:53");
+    let (mut connection, _) = own_streams.accept().expect("accepted");
+    connection.write_all(b"own").expect("sent");
+    client.read_exact(&mut buffer[..3]).expect("answered");
+    assert_eq!(&buffer[..3], b"own");
+}
+
+#[tokio::test]
+async fn a_namespace_that_a_container_makes_has_name_servers_of_its_own() {
+    enter_namespace!();
+    let network = Network::new(Reversing);
+    let mut wished = request(Vec::new());
+    wished.name_server = vec![127, 0, 0, 11];
+    network.configure(&wished).await.expect("configured");
+    std::thread::spawn(ask_the_server_of_a_new_namespace)
+        .join()
+        .expect("answered by its own");
+
+    let client = UdpSocket::bind("127.0.0.1:0").await.expect("socket");
+    client.send_to(b"abc", "127.0.0.11:53").await.expect("sent");
+    let mut answer = [0; 4];
+    let (length, _) = client.recv_from(&mut answer).await.expect("answered");
+    assert_eq!(&answer[..length], b"cba", "by the agent here");
 }
