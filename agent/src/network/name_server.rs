@@ -5,19 +5,20 @@
 //! The agent listens on a port of the kernel's choice, to which the name service's is
 //! led ([`Redirect`]).
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use lazaret_protocol::ports;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_vsock::{VsockAddr, VsockStream};
 
 use super::namespace;
@@ -41,6 +42,9 @@ const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// RFC 7766, 6.2.3 asks for "a few seconds" between queries.
 const STREAM_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Between attempts to hear of a client: a failure that lasts keeps no processor busy.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How the host's end is reached.
 pub trait Dial: Clone + Send + Sync + 'static {
@@ -79,7 +83,8 @@ impl NameServer {
         let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_datagrams(datagrams, Arc::clone(&room), host.clone()));
-        tasks.spawn(serve_streams(streams, room, host));
+        let accept = move |context: &mut Context<'_>| streams.poll_accept(context);
+        tasks.spawn(serve_streams(accept, room, host));
         Ok(Self {
             address,
             tasks,
@@ -119,16 +124,38 @@ fn bind(address: IpAddr) -> io::Result<(UdpSocket, TcpListener)> {
     }
 }
 
+/// What the next client sends, or who comes next. What fails meanwhile, for want of
+/// memory, say, or with an error that the network had for a client (accept(2)), passes.
+async fn next<T>(
+    protocol: &str,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> T {
+    let mut failures = 0_u64;
+    loop {
+        match poll_fn(&mut poll).await {
+            Ok(client) => return client,
+            // This client's trouble.
+            Err(err) if err.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(err) if failures == 0 => tracing::warn!(%err, protocol, "cannot hear of clients"),
+            Err(err) => tracing::debug!(%err, protocol, failures, "cannot hear of clients"),
+        }
+        failures += 1;
+        sleep(PAUSE).await;
+    }
+}
+
 async fn serve_datagrams<D: Dial>(socket: UdpSocket, room: Arc<Semaphore>, host: D) {
     let socket = Arc::new(socket);
     let mut under_way = JoinSet::new();
     let mut buffer = vec![0; MESSAGE_MAX];
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
         while under_way.try_join_next().is_some() {}
-        let (query, client) = match socket.recv_from(&mut buffer).await {
-            Ok((length, client)) => (buffer[..length].to_vec(), client),
-            Err(err) => return tracing::warn!(%err, "name service ends"),
+        let receive = |context: &mut Context<'_>| {
+            let mut query = ReadBuf::new(&mut buffer);
+            let client = ready!(socket.poll_recv_from(context, &mut query))?;
+            Poll::Ready(Ok((query.filled().to_vec(), client)))
         };
+        let (query, client) = next("UDP", receive).await;
         let (socket, host) = (Arc::clone(&socket), host.clone());
         under_way.spawn(async move {
             // An answer that does not come is asked for again by the client.
@@ -155,16 +182,15 @@ async fn ask<D: Dial>(host: &D, query: &[u8]) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-async fn serve_streams<D: Dial>(listener: TcpListener, room: Arc<Semaphore>, host: D) {
+async fn serve_streams<D: Dial>(
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>>,
+    room: Arc<Semaphore>,
+    host: D,
+) {
     let mut under_way = JoinSet::new();
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
         while under_way.try_join_next().is_some() {}
-        let client = match listener.accept().await {
-            Ok((client, _)) => client,
-            // This client's trouble.
-            Err(err) if err.kind() == io::ErrorKind::ConnectionAborted => continue,
-            Err(err) => return tracing::warn!(%err, "name service over TCP ends"),
-        };
+        let (client, _) = next("TCP", &mut accept).await;
         let host = host.clone();
         under_way.spawn(async move {
             if let Ok(Err(err)) = timeout(STREAM_DEADLINE, join(&host, client)).await {
@@ -180,4 +206,54 @@ async fn join<D: Dial>(host: &D, mut client: TcpStream) -> io::Result<()> {
     host.write_u8(ports::DNS_STREAM).await?;
     copy_bidirectional(&mut client, &mut host).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::Interest;
+
+    use super::super::tests::Reversing;
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_served_after_failures_to_accept() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let mut failures = [libc::ENOMEM, libc::ENETDOWN].into_iter();
+        let accept = move |context: &mut Context<'_>| match failures.next() {
+            Some(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
+            None => listener.poll_accept(context),
+        };
+        let room = Arc::new(Semaphore::new(1));
+        let _server = tokio::spawn(serve_streams(accept, room, Reversing));
+
+        let mut client = TcpStream::connect(address).await.expect("connected");
+        client.write_all(b"\0\x03abc").await.expect("sent");
+        let mut answer = [0; 5];
+        client.read_exact(&mut answer).await.expect("answered");
+        assert_eq!(&answer, b"\0\x03cba");
+    }
+
+    #[tokio::test]
+    async fn queries_are_answered_after_an_error_of_the_socket() {
+        let server = UdpSocket::bind("127.0.53.1:0").await.expect("bound");
+        let client = UdpSocket::bind("127.0.53.2:0").await.expect("bound");
+        let client_address = client.local_addr().expect("bound");
+        let server_address = server.local_addr().expect("bound");
+        // To a connected socket the network's answer is an error.
+        server.connect(client_address).await.expect("connected");
+        drop(client);
+        server.send(b"nobody is there").await.expect("sent");
+        server.ready(Interest::ERROR).await.expect("refused");
+        let room = Arc::new(Semaphore::new(1));
+        let _server = tokio::spawn(serve_datagrams(server, room, Reversing));
+
+        let client = UdpSocket::bind(client_address).await.expect("bound again");
+        client.send_to(b"abc", server_address).await.expect("sent");
+        let mut answer = [0; 4];
+        let received = client.recv_from(&mut answer);
+        let received = timeout(Duration::from_secs(60), received).await;
+        let (length, _) = received.expect("in time").expect("answered");
+        assert_eq!(&answer[..length], b"cba");
+    }
 }

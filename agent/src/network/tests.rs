@@ -34,7 +34,7 @@ macro_rules! enter_namespace {
 
 /// A host whose resolver answers with the query, reversed.
 #[derive(Clone, Debug)]
-struct Reversing;
+pub(super) struct Reversing;
 
 impl Dial for Reversing {
     type Stream = DuplexStream;
