@@ -84,8 +84,17 @@ impl Port {
         }
     }
 
-    /// Watches `tap` and serves it.
+    /// Watches `tap`, which leaves nothing undone yet, and serves it.
     pub(super) fn plug(&mut self, tap: Tap, registrar: &Registrar<'_>) -> Result<(), TapError> {
+        if let Some(driver) = &self.driver
+            && driver.received != Offloads::default()
+            && let Err(error) = tap.set_offloads(driver.received)
+        {
+            // The driver has chosen them: the tap's owner could do nothing about it.
+            tracing::debug!(%error, "network device needs reset");
+            driver.interrupt.device_needs_reset();
+            self.let_go(registrar);
+        }
         let watched = EventFlags::empty();
         registrar
             .add(&tap, TAP, watched)
@@ -189,9 +198,11 @@ impl Endpoint for Port {
         if let Some(plug) = &self.plug {
             // It may have come while the driver looked.
             driver.interrupt.config_changed();
-            plug.tap.set_offloads(received).map_err(|error| {
-                failed("negotiating with the tap")(std::io::Error::other(error))
-            })?;
+            if let Err(error) = plug.tap.set_offloads(received) {
+                self.let_go(registrar);
+                let error = std::io::Error::other(error);
+                return Err(failed("negotiating with the tap")(error));
+            }
         }
         // The driver's buffers may have been there before its queues were.
         self.serve(true, true, registrar);
@@ -209,8 +220,7 @@ impl Endpoint for Port {
             return Err(TapError::Occupied);
         }
         let tap = Tap::new(fd)?;
-        let received = self.driver.as_ref().map(|driver| driver.received);
-        tap.set_offloads(received.unwrap_or_default())?;
+        tap.set_offloads(Offloads::default())?;
         self.plug(tap, registrar)
     }
 

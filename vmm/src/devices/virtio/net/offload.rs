@@ -35,6 +35,9 @@ const RECEIVED: [(u32, u32); 6] = [
     (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
 ];
 
+/// TCP segmentation.
+const TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+
 /// UDP segmentation, which tap devices know from Linux 6.2 on.
 const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
@@ -53,14 +56,17 @@ impl Offloads {
     }
 
     /// What the host may leave to the guest. The kernel takes the two kinds of
-    /// UDP segmentation together or not at all.
+    /// UDP segmentation together or not at all, and congestion marks of segments
+    /// only along with segments.
     pub(super) fn received(features: u64) -> Self {
-        let offloads = Self::of(RECEIVED, features);
-        if offloads.0 & USO == USO {
-            offloads
-        } else {
-            Self(offloads.0 & !USO)
+        let Self(mut flags) = Self::of(RECEIVED, features);
+        if flags & USO != USO {
+            flags &= !USO;
         }
+        if flags & TSO == 0 {
+            flags &= !libc::TUN_F_TSO_ECN;
+        }
+        Self(flags)
     }
 
     fn of(table: [(u32, u32); 6], features: u64) -> Self {
@@ -160,6 +166,10 @@ mod tests {
         assert_eq!(flags(TSO4), 0);
         assert_eq!(flags(CSUM | TSO4), libc::TUN_F_CSUM | libc::TUN_F_TSO4);
         assert_eq!(flags(CSUM | 1 << VIRTIO_NET_F_GUEST_USO4), libc::TUN_F_CSUM);
+        let ecn = CSUM | 1 << VIRTIO_NET_F_GUEST_ECN;
+        assert_eq!(flags(ecn), libc::TUN_F_CSUM);
+        let both = libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN;
+        assert_eq!(flags(ecn | TSO4), libc::TUN_F_CSUM | both);
         assert_eq!(flags(features(true)), ALL_OFFLOADS);
         assert_eq!(flags(features(false)), ALL_OFFLOADS & !USO);
     }

@@ -2,11 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_CSUM;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -18,7 +20,7 @@ use crate::devices::virtio::net::offload::Offloads;
 use crate::devices::virtio::net::tap::Tap;
 use crate::devices::virtio::net::transmit::{Transmitted, Transmitter};
 use crate::devices::virtio::queue_loop::LoopQueue;
-use crate::devices::virtio::slot::{Endpoint, Release, Reply, Slot, SlotEvents};
+use crate::devices::virtio::slot::{Endpoint, Release, Reply, Slot, SlotEvent, SlotEvents};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt};
 use crate::event_loop::{EventLoop, Registrar, Round};
 
@@ -139,6 +141,47 @@ fn frames_that_wait_for_a_tap_are_given_back_when_it_leaves() {
     assert_eq!(given_back(), FRAMES);
     let flags: u16 = memory.read_obj(driver.used_addr()).unwrap();
     assert_eq!(flags, 0, "kicks are wanted again");
+}
+
+/// As sockets do, which know of none.
+#[test]
+fn driver_whose_offloads_a_tap_does_not_take_is_broken_and_the_tap_stays() {
+    for tap_comes_first in [false, true] {
+        let memory = memory();
+        let driver = frames(&memory);
+        driver.avail().idx().store(FRAMES.to_le());
+        let receive = MockSplitQueue::create(&*memory, GuestAddress(FRAME + 0x1_0000), 256);
+        let (mut events, handle) = EventLoop::new().unwrap();
+        let link = Arc::new(AtomicBool::new(false));
+        let slot = Slot::new(&handle, OfSocket(Port::new(Arc::clone(&link)))).unwrap();
+        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let activation = Activation {
+            memory: GuestMemory::clone(&memory),
+            queues: vec![active(&receive), active(&driver)],
+            interrupt: interrupt.clone(),
+            driver_features: 1 << VIRTIO_NET_F_GUEST_CSUM,
+        };
+        let (replies, answers, _wake) = SlotEvents::new().unwrap();
+        let (tap, other) = sockets();
+        if tap_comes_first {
+            slot.connect(tap, replies.reply(1));
+            slot.activate(activation).unwrap();
+        } else {
+            // Without a link its frames are given back.
+            slot.activate(activation).unwrap();
+            settle(&mut events);
+            slot.connect(tap, replies.reply(1));
+        }
+        settle(&mut events);
+        let answer = answers.try_recv().unwrap();
+        assert!(
+            matches!(answer, SlotEvent::Answer { refusal: None, .. }),
+            "{answer:?}"
+        );
+        assert!(interrupt.needs_reset());
+        assert!(link.load(Ordering::SeqCst));
+        assert_eq!(take_all(&other), 0, "it is not served");
+    }
 }
 
 #[test]

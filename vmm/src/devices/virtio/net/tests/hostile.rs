@@ -1,6 +1,9 @@
 //! Drivers that write what no driver writes.
 
-use virtio_bindings::virtio_net::VIRTIO_NET_F_HOST_TSO4;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_TSO4,
+};
 
 use super::host_side::frame;
 use super::{Guest, HostSide, QUEUE_SIZES, connected};
@@ -51,6 +54,27 @@ fn frame_whose_header_asks_for_what_was_not_agreed_on_is_not_sent() {
     guest.machine.kick(1);
     assert_eq!(guest.transmit.take_used(&guest.machine), [0]);
     assert_eq!(host.receive_any(), None);
+}
+
+/// The kernel's tap takes marks of congestion only together with segments.
+#[test]
+fn driver_of_marks_without_segments_is_no_obstacle_to_a_tap() {
+    let Some((host, tap)) = HostSide::new() else {
+        return;
+    };
+    let segments = [
+        VIRTIO_NET_F_GUEST_TSO4,
+        VIRTIO_NET_F_GUEST_TSO6,
+        VIRTIO_NET_F_GUEST_USO4,
+        VIRTIO_NET_F_GUEST_USO6,
+    ];
+    let refused = segments.iter().fold(0, |bits, bit| bits | 1 << bit);
+    let mut guest = Guest::with(&QUEUE_SIZES, refused);
+    assert_eq!(guest.connect(tap), None);
+    assert!(guest.link_up());
+    assert!(!guest.machine.needs_reset());
+    guest.send(&frame(60, 7));
+    assert_eq!(host.receive().unwrap(), frame(60, 7));
 }
 
 #[test]
