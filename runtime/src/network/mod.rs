@@ -32,7 +32,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::agent::{AgentClient, AgentError};
 use crate::vm::{BackendError, VmHandle};
@@ -57,6 +57,11 @@ const _: () = assert!(2 * QUERIES_MAX <= (tc::SHARED_PORTS.1 - tc::SHARED_PORTS.
 
 /// From which ports the host's kernel chooses, in its thread's network namespace.
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// After an update that failed. It may be a change itself, by a tap that came and
+/// went, and so changes are no reason to be quicker.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(60);
 
 /// A VMM answers a request at once.
 const VMM_DEADLINE: Duration = Duration::from_secs(10);
@@ -156,19 +161,24 @@ impl Network {
         let mut begun = self.begun.subscribe();
         // The sender lives as long as `self`.
         let _ = begun.wait_for(|begun| *begun).await;
-        let mut complained = String::new();
+        // Those that come during an update or a pause are kept.
         while changes.wait().await.is_ok() {
-            match self.update(vm, agent).await {
-                Ok(()) => complained.clear(),
-                Err(err) => {
-                    let text = crate::sandbox::Chain(&err).to_string();
-                    // Each step of an engine is a change.
-                    if text != complained {
-                        tracing::warn!("the network's change does not reach the guest: {text}");
-                    }
-                    complained = text;
-                }
+            self.update_at_last(vm, agent).await;
+        }
+    }
+
+    /// Updates until that works, for nobody else may ask for it again.
+    async fn update_at_last(&self, vm: &VmHandle, agent: &AgentClient) {
+        let mut complained = String::new();
+        let mut pause = RETRY_FIRST;
+        while let Err(err) = self.update(vm, agent).await {
+            let text = crate::sandbox::Chain(&err).to_string();
+            if text != complained {
+                tracing::warn!("the network's change does not reach the guest: {text}");
             }
+            complained = text;
+            sleep(pause).await;
+            pause = RETRY_LAST.min(pause * 2);
         }
     }
 

@@ -18,6 +18,10 @@ const NAME_MAX: usize = 16;
 /// What names of our taps start with; the slot's number follows.
 const PREFIX: &str = "lz";
 
+/// What fits behind an Ethernet header into the longest packet; other kinds of
+/// interfaces do not count the header.
+const MTU_MAX: u32 = 65_521;
+
 /// `linux/if_tun.h`. Frames are preceded by a header that tells of checksums and
 /// segments still to be made, and by nothing else.
 const IFF_TAP: u16 = 0x0002;
@@ -40,6 +44,12 @@ pub(super) fn name(slot: u8) -> String {
 pub(super) fn is_tap(link: &Link) -> bool {
     let number = link.name.strip_prefix(PREFIX);
     link.kind.as_deref() == Some("tun") && number.is_some_and(|slot| slot.parse::<u8>().is_ok())
+}
+
+/// The MTU of a tap that is tied to an interface with this one. Frames that come by
+/// filters are not measured by it.
+pub(super) fn mtu(interface: u32) -> u32 {
+    interface.min(MTU_MAX)
 }
 
 /// A tap that exists for as long as its descriptor is open somewhere.
@@ -66,7 +76,7 @@ impl Tap {
             result => result?,
         }
         let change = LinkChange {
-            mtu: Some(mtu),
+            mtu: Some(self::mtu(mtu)),
             arp: Some(false),
             up: Some(true),
             ..LinkChange::default()

@@ -145,7 +145,7 @@ impl Tie {
     ) -> Result<(), TieError> {
         if self.mtu != interface.mtu {
             let change = LinkChange {
-                mtu: Some(interface.mtu),
+                mtu: Some(tap::mtu(interface.mtu)),
                 ..LinkChange::default()
             };
             change

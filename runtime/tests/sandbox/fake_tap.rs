@@ -1,6 +1,7 @@
 //! A VMM's taps with a guest that answers each UDP datagram with itself.
 
 use std::collections::HashMap;
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 
@@ -22,10 +23,21 @@ pub struct Taps {
 }
 
 impl Taps {
-    pub fn change(&mut self, change: BackendChange, mut fds: Vec<OwnedFd>) {
+    /// Makes a change, or says why not. How often taps were refused, and whether they
+    /// are, a file says.
+    pub fn change(&mut self, change: BackendChange, mut fds: Vec<OwnedFd>) -> Option<String> {
         match change {
             BackendChange::ConnectNet { slot } => {
                 let tap = fds.pop().unwrap();
+                let dir = std::env::var("LAZARET_FAKE_DIR").unwrap();
+                let refusals = format!("{dir}/refusals");
+                if let Ok(count) = fs::read_to_string(&refusals) {
+                    let count = count.parse::<u32>().unwrap() + 1;
+                    let new = format!("{refusals}.new");
+                    fs::write(&new, count.to_string()).unwrap();
+                    fs::rename(new, refusals).unwrap();
+                    return Some("not now".to_owned());
+                }
                 let (end, stop) = pipe().unwrap();
                 let thread = std::thread::spawn(move || echo(&tap, &end));
                 assert!(self.connected.insert(slot, (stop, thread)).is_none());
@@ -37,6 +49,7 @@ impl Taps {
             }
             other => panic!("{other:?}"),
         }
+        None
     }
 }
 

@@ -76,8 +76,7 @@ async fn run(scenario: &str) {
                 Ok(Some((VmmRequest::Backend { change, .. }, _)))
                     if takes_no_disk && matches!(change, BackendChange::ConnectBlock { .. }) => {}
                 Ok(Some((VmmRequest::Backend { id, change }, fds))) => {
-                    taps.change(change, fds);
-                    let refusal = None;
+                    let refusal = taps.change(change, fds);
                     let answer = VmmEvent::Backend { id, refusal };
                     requests.send(&answer, &[]).unwrap();
                 }

@@ -5,6 +5,7 @@ mod net;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Instant;
 
 use containerd_shim_protos::shim_async::TaskClient;
 use lazaret_protocol::agent::{ConfigureNetworkRequest, Interface};
@@ -334,6 +335,57 @@ async fn a_running_container_follows_its_network() {
     assert!(net.echoes(2) && net.echoes(3));
     end(&sandbox, &client).await;
     assert_eq!((net.taps(), net.qdiscs()), (0, 0));
+}
+
+#[tokio::test]
+async fn an_interface_that_is_refused_is_tried_again_at_leisure() {
+    let net = Net::new();
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = sandbox.created().await;
+    client.start(context(), &start_request("")).await.unwrap();
+    fs::write(sandbox.path("refusals"), "0").unwrap();
+    let refusals = || {
+        let count = fs::read_to_string(sandbox.path("refusals")).unwrap();
+        count.parse::<u64>().unwrap()
+    };
+    let begin = Instant::now();
+    net.connect_container(1);
+    // That each comes after another needs no further change.
+    sandbox.wait_for("requests", || refusals() >= 3).await;
+    // Each tap that was made and dropped was a change.
+    let most = 1 + begin.elapsed().as_secs();
+    assert!(refusals() <= most, "{} in {most} seconds", refusals());
+
+    fs::remove_file(sandbox.path("refusals")).unwrap();
+    sandbox
+        .wait_for("the interface", || {
+            interface(&sandbox, "eth1").addresses.len() == 3
+        })
+        .await;
+    assert!(net.echoes(1));
+    end(&sandbox, &client).await;
+}
+
+/// A tap's longest frame is shorter than a veth's.
+#[tokio::test]
+async fn an_interface_with_the_longest_mtu_is_tied() {
+    let net = Net::new();
+    net.connect_container(1);
+    net.inside("link set eth1 mtu 65535");
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = sandbox.created().await;
+    assert_eq!(interface(&sandbox, "eth1").mtu, 65_535);
+    assert!(net.echoes(1));
+    for mtu in [1400, 65_535] {
+        net.inside(&format!("link set eth1 mtu {mtu}"));
+        sandbox
+            .wait_for("the change", || interface(&sandbox, "eth1").mtu == mtu)
+            .await;
+        let tap = format!("mtu {} ", mtu.min(65_521));
+        let shown = net.inside("link show dev lz0");
+        assert!(shown.contains(&tap), "{shown}");
+    }
+    end(&sandbox, &client).await;
 }
 
 /// A start that is refused because the namespace is another's.
