@@ -161,11 +161,13 @@ fn ethernet(link: &Link) -> Result<HardwareAddress, InterfaceError> {
 }
 
 /// Addresses that a router's advertisement has brought are not: the guest gets its own
-/// in the same way. Nor is an address that somebody else on the link was found to have,
-/// which the guest would use without a search.
+/// in the same way. That is IPv6; what has a lifetime of IPv4 is a lease, which somebody
+/// in the namespace renews. Nor is an address that somebody else on the link was found
+/// to have, which the guest would use without a search.
 fn is_fixed(address: &Address) -> bool {
     let flags = address.flags;
-    flags.contains(AddressFlags::PERMANENT) && !flags.contains(AddressFlags::DUPLICATE)
+    let is_kept = address.ip.is_ipv4() || flags.contains(AddressFlags::PERMANENT);
+    is_kept && !flags.contains(AddressFlags::DUPLICATE)
 }
 
 fn no_route_of_a_guest(route: &OtherRoute) -> InterfaceError {
@@ -227,20 +229,30 @@ fn neighbour(neighbour: &Neighbour) -> proto::Neighbour {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_address_that_somebody_else_has_is_not_passed_on() {
-        let address = |flags| Address {
+    fn address(ip: &str, flags: u32) -> Address {
+        Address {
             index: 1,
-            ip: "fd00::2".parse().unwrap(),
-            prefix_length: 64,
+            ip: ip.parse().unwrap(),
+            prefix_length: 24,
             peer: None,
             broadcast: None,
             scope: 0,
             flags: AddressFlags(flags),
-        };
+        }
+    }
+
+    #[test]
+    fn an_address_that_somebody_else_has_is_not_passed_on() {
         let permanent = AddressFlags::PERMANENT.0;
-        assert!(is_fixed(&address(permanent)));
-        assert!(!is_fixed(&address(permanent | AddressFlags::DUPLICATE.0)));
-        assert!(!is_fixed(&address(0)), "of a router");
+        assert!(is_fixed(&address("fd00::2", permanent)));
+        let duplicate = permanent | AddressFlags::DUPLICATE.0;
+        assert!(!is_fixed(&address("fd00::2", duplicate)));
+        assert!(!is_fixed(&address("fd00::2", 0)), "of a router");
+    }
+
+    #[test]
+    fn a_lease_of_ipv4_is_passed_on() {
+        assert!(is_fixed(&address("10.0.0.2", 0)));
+        assert!(is_fixed(&address("10.0.0.2", AddressFlags::PERMANENT.0)));
     }
 }

@@ -107,6 +107,23 @@ async fn an_interface_that_is_there_is_the_guests() {
     assert!(net.inside("address").contains("10.0.1.2/24"));
 }
 
+#[tokio::test]
+async fn a_leased_address_is_the_guests_while_the_lease_lasts() {
+    let net = Net::new();
+    net.connect_container(1);
+    net.inside("address add 192.0.2.7/24 dev eth1 valid_lft 600 preferred_lft 600");
+    let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
+    let client = sandbox.created().await;
+    let leased = || {
+        let addresses = interface(&sandbox, "eth1").addresses;
+        addresses.iter().any(|a| a.address == [192, 0, 2, 7])
+    };
+    assert!(leased());
+    net.inside("address delete 192.0.2.7/24 dev eth1");
+    sandbox.wait_for("its end", || !leased()).await;
+    end(&sandbox, &client).await;
+}
+
 /// A macvlan's filter lets its own groups' frames in, and those are not the guest's.
 #[tokio::test]
 async fn a_macvlan_lets_in_the_guests_multicast_groups() {
