@@ -40,6 +40,7 @@ pub use claim::Claim;
 pub use interface::InterfaceError;
 use interface::{Found, Interface};
 pub use namespace::{NamespaceError, clear, enter};
+use resolver::ResolvConf;
 pub use resolver::resolv_conf;
 use tie::Tie;
 pub use tie::TieError;
@@ -98,7 +99,7 @@ struct State {
 pub struct Network {
     state: tokio::sync::Mutex<State>,
     /// Of the container, on the host.
-    resolv_conf: Mutex<Option<PathBuf>>,
+    resolv_conf: Mutex<Option<ResolvConf>>,
     /// Where queries of the guest go.
     server: Mutex<Option<SocketAddr>>,
     queries: Arc<Semaphore>,
@@ -119,8 +120,15 @@ impl Default for Network {
 }
 
 impl Network {
+    /// To be told before the container runs.
     pub fn set_resolv_conf(&self, path: Option<PathBuf>) {
-        *lock(&self.resolv_conf) = path;
+        let found = path.and_then(|path| {
+            let found = ResolvConf::find(&path);
+            // Whether it can be mounted is found out elsewhere.
+            let log = |err| tracing::debug!(%err, path = %path.display(), "no resolv.conf");
+            found.map_err(log).ok()
+        });
+        *lock(&self.resolv_conf) = found;
     }
 
     /// Makes the guest's network what the namespace's is now.
@@ -183,15 +191,18 @@ impl Network {
     }
 
     async fn find_server(&self) -> Option<SocketAddr> {
-        let path = lock(&self.resolv_conf).clone()?;
         let known = *lock(&self.server);
-        let server = match known {
+        if known.is_some() {
             // Its end is not waited for: a resolver is there as long as its network.
-            Some(server) => Some(server),
-            None => resolver::find(&path).await,
-        };
-        *lock(&self.server) = server;
-        server
+            return known;
+        }
+        let named = lock(&self.resolv_conf).as_ref()?.loopback_server();
+        let server = named.ok().flatten()?;
+        if !resolver::listens(server).await {
+            return None;
+        }
+        *lock(&self.server) = Some(server);
+        Some(server)
     }
 
     /// Takes a connection of the guest to the host's DNS port. More than agreed on are

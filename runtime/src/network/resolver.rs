@@ -2,12 +2,14 @@
 //! the container's `resolv.conf`, and asked on behalf of the guest.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use lazaret_protocol::ports;
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
@@ -34,23 +36,40 @@ pub fn resolv_conf(spec: &Value) -> Option<&str> {
     mounts.iter().rfind(on_it)?["source"].as_str()
 }
 
-/// The name server that the guest cannot reach by itself, if there is one: a loopback
-/// address that somebody listens on. (A container may as well run its own.)
-pub(super) async fn find(resolv_conf: &Path) -> Option<SocketAddr> {
-    let text = read(resolv_conf).ok()?;
-    let address = SocketAddr::new(loopback_server(&text)?, PORT);
-    match timeout(PROBE_DEADLINE, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Some(address),
-        Ok(Err(_)) | Err(_) => None,
+/// A container's `resolv.conf`. It is looked up once, before the container can have a
+/// part in it; what may stand in its place later is not followed, and not opened.
+/// Engines write a new text into the same file.
+#[derive(Debug)]
+pub(super) struct ResolvConf(OwnedFd);
+
+impl ResolvConf {
+    pub(super) fn find(path: &Path) -> io::Result<Self> {
+        // Waits for nobody, whatever it is.
+        let fd = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        Ok(Self(fd))
+    }
+
+    /// A name server that it names, on a loopback address.
+    pub(super) fn loopback_server(&self) -> io::Result<Option<SocketAddr>> {
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(open(path, flags, Mode::empty())?);
+        let mut text = Vec::new();
+        file.take(RESOLV_CONF_MAX).read_to_end(&mut text)?;
+        let server = loopback_server(&String::from_utf8_lossy(&text));
+        Ok(server.map(|server| SocketAddr::new(server, PORT)))
     }
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = Vec::new();
-    File::open(path)?
-        .take(RESOLV_CONF_MAX)
-        .read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+/// Whether somebody listens there whom the guest cannot reach by itself. (A container
+/// may as well run its own.)
+pub(super) async fn listens(server: SocketAddr) -> bool {
+    let connected = timeout(PROBE_DEADLINE, TcpStream::connect(server)).await;
+    matches!(connected, Ok(Ok(_)))
 }
 
 fn loopback_server(text: &str) -> Option<IpAddr> {
@@ -119,9 +138,14 @@ async fn answer(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use nix::unistd::mkfifo;
     use serde_json::json;
     use tokio::net::TcpListener;
+
+    use super::*;
 
     #[test]
     fn the_first_loopback_server_counts() {
@@ -140,14 +164,54 @@ mod tests {
         assert_eq!(resolv_conf(&json!({})), None);
     }
 
+    const NAMING: &str = "nameserver 127.93.81.7\n";
+
     #[tokio::test]
-    async fn a_server_that_nobody_runs_is_not_found() {
+    async fn a_server_that_nobody_runs_does_not_listen() {
+        // Nobody does on port 53 of this address in a test's environment.
+        assert!(!listens("127.93.81.7:53".parse().unwrap()).await);
+    }
+
+    #[test]
+    fn a_new_text_of_the_file_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("resolv.conf");
-        // Nobody listens on port 53 of this address in a test's environment.
-        std::fs::write(&path, "nameserver 127.93.81.7\n").unwrap();
-        assert_eq!(find(&path).await, None);
-        assert_eq!(find(&dir.path().join("none")).await, None);
+        let (path, link) = (dir.path().join("resolv.conf"), dir.path().join("link"));
+        fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
+        // As the mount of it does.
+        symlink(&path, &link).unwrap();
+        for path in [&path, &link] {
+            let resolv_conf = ResolvConf::find(path).unwrap();
+            fs::write(path, "nameserver 10.0.0.1\n").unwrap();
+            assert_eq!(resolv_conf.loopback_server().unwrap(), None);
+            fs::write(path, NAMING).unwrap();
+            let server = resolv_conf.loopback_server().unwrap();
+            assert_eq!(server, "127.93.81.7:53".parse().ok());
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&fifo, dir.path(), &dir.path().join("none")] {
+            assert!(ResolvConf::find(path).is_err(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn what_takes_the_files_place_is_not_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("resolv.conf"), "nameserver 10.0.0.1\n").unwrap();
+        let resolv_conf = ResolvConf::find(&path("resolv.conf")).unwrap();
+        fs::write(path("elsewhere"), NAMING).unwrap();
+        symlink(path("elsewhere"), path("link")).unwrap();
+        mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for other in ["link", "fifo"] {
+            fs::rename(path(other), path("resolv.conf")).unwrap();
+            assert_eq!(resolv_conf.loopback_server().unwrap(), None, "{other}");
+        }
     }
 
     #[tokio::test]
