@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lazaret_netlink::{Changes, Groups, Socket};
+use lazaret_netlink::{Changes, Groups, Link, Socket};
 use lazaret_protocol::agent::ConfigureNetworkRequest;
 use lazaret_vmm::devices::virtio::net::MacAddress;
 use rustix::io::Errno;
@@ -136,7 +136,9 @@ impl Network {
         self.begun.send_replace(true);
         let mut state = self.state.lock().await;
         let mut socket = Socket::open().map_err(NetworkError::Socket)?;
-        let found = Found::look(&mut socket)?;
+        let mut found = Found::look(&mut socket)?;
+        // Before some of them go, which the look does not tell.
+        found.taps.retain(|tap| !state.has(tap));
         state.drop_gone(&mut socket, &found, vm).await?;
         let tied = state.tie_new(&mut socket, &found, vm).await;
         let server = self.find_server().await;
@@ -252,6 +254,11 @@ impl State {
         Ok(())
     }
 
+    fn has(&self, tap: &Link) -> bool {
+        self.ties.iter().any(|tie| tie.tap == tap.index)
+    }
+
+    /// Ties those that have come. `found` names only others' taps.
     async fn tie_new(
         &mut self,
         socket: &mut Socket,
@@ -266,8 +273,7 @@ impl State {
             }
             let name = interface.name.clone();
             let slot = self.free_slot().ok_or(NetworkError::NoSlot(name.clone()))?;
-            let own: Vec<_> = self.ties.iter().map(|tie| tie.tap).collect();
-            if let Some(tap) = found.taps.iter().find(|tap| !own.contains(&tap.index)) {
+            if let Some(tap) = found.taps.first() {
                 let tap = tap.name.clone();
                 return Err(TieError::Elsewhere { name, tap }.into());
             }

@@ -355,6 +355,30 @@ async fn a_running_container_follows_its_network() {
 }
 
 #[tokio::test]
+async fn an_interface_may_take_anothers_place_between_two_looks() {
+    let net = Net::new();
+    net.connect_container(1);
+    // What lets the process go on is the container's too.
+    let mut sandbox = sandbox(Some(&net.path()), &["ignore-signals"]);
+    sandbox.running().await;
+    let pid = sandbox.state().unwrap().pid;
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    ip(&format!("-n {} link delete v1", net.host));
+    net.connect_container(2);
+    kill_process(pid, Signal::CONT).unwrap();
+    sandbox
+        .wait_for("the new interface", || {
+            interface(&sandbox, "eth2").addresses.len() == 3
+        })
+        .await;
+    assert_eq!(interface(&sandbox, "eth2").device, *b"\x02lzrt\0");
+    assert!(net.echoes(2));
+    let log = sandbox.sandbox_log();
+    assert!(!log.contains("belongs to another microVM"), "{log}");
+}
+
+#[tokio::test]
 async fn an_interface_that_is_refused_is_tried_again_at_leisure() {
     let net = Net::new();
     let mut sandbox = sandbox(Some(&net.path()), &["sleep"]);
