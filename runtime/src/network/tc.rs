@@ -230,6 +230,9 @@ pub(super) fn release(socket: &mut Socket, index: u32) -> Result<(), Errno> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ingress {
     Free,
+    /// A place for filters, without any: of a sandbox that was killed before it had
+    /// some, or of somebody else who has none yet.
+    Empty,
     /// A sandbox's: one that lives, or one that was killed.
     Ours,
     /// Somebody else's filters, which would be lost.
@@ -251,6 +254,7 @@ pub(super) fn ingress(socket: &mut Socket, index: u32) -> Result<Ingress, Errno>
     if !found {
         return Ok(Ingress::Free);
     }
+    let mut ingress = Ingress::Empty;
     let filters = socket.dump(RTM_GETTFILTER, &body(index, 0, HANDLE, 0))?;
     for reply in filters.iter().filter(|reply| reply.kind == RTM_NEWTFILTER) {
         let (body, _) = reply.split::<BODY>()?;
@@ -258,8 +262,9 @@ pub(super) fn ingress(socket: &mut Socket, index: u32) -> Result<Ingress, Errno>
         if !PRIORITIES.contains(&priority) {
             return Ok(Ingress::Taken);
         }
+        ingress = Ingress::Ours;
     }
-    Ok(Ingress::Ours)
+    Ok(ingress)
 }
 
 fn kind(attributes: &Attributes<'_>) -> String {

@@ -11,6 +11,7 @@ use lazaret_netlink::{Link, LinkChange, Socket};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::claim::Claim;
 use super::interface::Interface;
 use super::multicast;
 use super::tap::{self, Tap};
@@ -42,8 +43,13 @@ pub enum TieError {
 }
 
 /// Removes the filters of sandboxes from all interfaces of the thread's network
-/// namespace, unless one of them lives.
+/// namespace, unless one of them lives. One that is being made meanwhile waits, and who
+/// has it clears what it ties.
 pub(super) fn clear() -> Result<(), Errno> {
+    let _claim = match Claim::take() {
+        Err(Errno::ADDRINUSE) => return Ok(()),
+        result => result?,
+    };
     let mut socket = Socket::open()?;
     let links = Link::list(&mut socket)?;
     if links.iter().any(tap::is_tap) {
@@ -98,6 +104,8 @@ impl Tie {
         // killed.
         if ingress == Ingress::Ours {
             multicast::take_own(socket, interface.index).map_err(failed)?;
+        }
+        if ingress != Ingress::Free {
             tc::release(socket, interface.index).map_err(failed)?;
         }
         tc::redirect(socket, tap.index, interface.index).map_err(failed)?;

@@ -5,6 +5,8 @@ mod net;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::time::Instant;
 
 use containerd_shim_protos::shim_async::TaskClient;
@@ -491,8 +493,9 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     let spec = json!({ "linux": { "namespaces": [{ "type": "network", "path": net.path() }] } });
     lazaret_runtime::network::clear(&spec).unwrap();
     assert_eq!(net.qdiscs(), 0, "who deletes the container does");
-    let stale = format!("-n {} qdisc add dev eth1 ingress", net.container);
-    assert!(run("tc", &stale).status.success());
+    net.tc("qdisc add dev eth1 ingress");
+    lazaret_runtime::network::clear(&spec).unwrap();
+    assert_eq!(net.qdiscs(), 1, "it may be anybody's");
 
     let mut third = sandbox(Some(&net.path()), &["sleep"]);
     let client = third.created().await;
@@ -500,6 +503,28 @@ async fn a_namespace_belongs_to_one_microvm_until_it_ends_in_any_way() {
     assert!(net.echoes(1));
     end(&third, &client).await;
     assert_eq!((net.taps(), net.qdiscs()), (0, 0));
+}
+
+/// Who makes a container has claimed its namespace before there is a tap.
+#[test]
+fn a_namespace_that_is_claimed_is_not_cleared() {
+    let net = Net::new();
+    net.connect_container(1);
+    let claim = within(named(&net.container), || {
+        let name = UnixAddr::from_abstract_name("lazaret-microvm").unwrap();
+        UnixListener::bind_addr(&name).unwrap()
+    });
+    net.tc("qdisc add dev eth1 ingress");
+    let filter = "protocol all u32 match u32 0 0 flowid 1:1";
+    net.tc(&format!(
+        "filter add dev eth1 parent ffff: prio 27775 {filter}"
+    ));
+    let spec = json!({ "linux": { "namespaces": [{ "type": "network", "path": net.path() }] } });
+    lazaret_runtime::network::clear(&spec).unwrap();
+    assert_eq!(net.qdiscs(), 1);
+    drop(claim);
+    lazaret_runtime::network::clear(&spec).unwrap();
+    assert_eq!(net.qdiscs(), 0);
 }
 
 #[tokio::test]
@@ -517,12 +542,8 @@ async fn what_a_guest_cannot_have_is_refused_by_name() {
         (
             |net| {
                 net.connect_container(1);
-                let namespace = &net.container;
-                let output = run("tc", &format!("-n {namespace} qdisc add dev eth1 ingress"));
-                assert!(output.status.success(), "{output:?}");
-                let filter = "filter add dev eth1 parent ffff: prio 7 protocol ip u32 match u32 0 0 flowid 1:1";
-                let output = run("tc", &format!("-n {namespace} {filter}"));
-                assert!(output.status.success(), "{output:?}");
+                net.tc("qdisc add dev eth1 ingress");
+                net.tc("filter add dev eth1 parent ffff: prio 7 protocol ip u32 match u32 0 0 flowid 1:1");
             },
             "interface eth1 has traffic filters of its own",
         ),

@@ -51,6 +51,11 @@ impl Net {
         ip(&format!("-n {} {arguments}", self.container))
     }
 
+    pub(super) fn tc(&self, arguments: &str) {
+        let output = run("tc", &format!("-n {} {arguments}", self.container));
+        assert!(output.status.success(), "tc {arguments}: {output:?}");
+    }
+
     /// An engine's interface number `number`: `eth<number>`, in `namespace` (a name or
     /// a pid).
     pub(super) fn connect(&self, number: u8, namespace: &str) {
