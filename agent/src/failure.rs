@@ -14,6 +14,8 @@ pub enum Code {
     AlreadyExists,
     InvalidArgument,
     FailedPrecondition,
+    /// The container has ended, or is about to have.
+    Ended,
     PermissionDenied,
     Unimplemented,
     Internal,
@@ -57,6 +59,7 @@ impl From<Failure> for ttrpc::Error {
             Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
             Code::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
             Code::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
+            Code::Ended => ttrpc::Code::ABORTED,
             Code::PermissionDenied => ttrpc::Code::PERMISSION_DENIED,
             Code::Unimplemented => ttrpc::Code::UNIMPLEMENTED,
             Code::Internal => ttrpc::Code::INTERNAL,

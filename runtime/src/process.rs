@@ -5,7 +5,7 @@
 //!     └───────────┴───────────┴───────────────────────▲
 //! ```
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use thiserror::Error;
@@ -72,7 +72,7 @@ pub struct WrongStage {
 pub struct Process {
     pub stdio: StdioPaths,
     stage: watch::Sender<Stage>,
-    started_at: OnceLock<SystemTime>,
+    started_at: Mutex<Option<SystemTime>>,
     streams: Mutex<Option<Streams>>,
     killed: watch::Sender<bool>,
 }
@@ -82,7 +82,7 @@ impl Process {
         Self {
             stdio,
             stage: watch::Sender::new(Stage::Creating),
-            started_at: OnceLock::new(),
+            started_at: Mutex::new(None),
             streams: Mutex::new(None),
             killed: watch::Sender::new(false),
         }
@@ -139,19 +139,31 @@ impl Process {
         })
     }
 
-    /// Gives the start back: the agent has not been asked for it.
-    pub fn unclaim_start(&self) {
-        self.advance(&Stage::Starting, Stage::Created);
+    /// Gives the start back: there was none. Returns whether the process still waits
+    /// for one; it may have ended.
+    pub fn unclaim_start(&self) -> bool {
+        self.note_start(None);
+        self.advance(&Stage::Starting, Stage::Created)
     }
 
     /// To be noted before the agent is asked: the process may have ended before
     /// its answer is here.
     pub fn starting(&self) {
-        let _ = self.started_at.set(SystemTime::now());
+        self.note_start(Some(SystemTime::now()));
+    }
+
+    fn note_start(&self, at: Option<SystemTime>) {
+        *self
+            .started_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = at;
     }
 
     pub fn started_at(&self) -> Option<SystemTime> {
-        self.started_at.get().copied()
+        *self
+            .started_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn started(&self) {
@@ -254,10 +266,14 @@ mod tests {
         process.claim_start(&Stage::Creating).unwrap();
         let err = process.claim_start(&Stage::Creating).unwrap_err();
         assert_eq!(err.is, "being started");
-        process.unclaim_start();
+        process.starting();
+        assert!(process.unclaim_start());
+        assert_eq!(process.started_at(), None);
         process.claim_start(&Stage::Created).unwrap();
         process.started();
         assert_eq!(process.stage(), Stage::Running);
+        process.stopped(exit(0));
+        assert!(!process.unclaim_start());
     }
 
     #[test]

@@ -331,8 +331,18 @@ impl Container {
     pub(crate) async fn start(&self, exec_id: &str) -> Result<Arc<Process>> {
         self.refuse_paused()?;
         let process = self.process(exec_id)?;
-        process.start().await?;
-        Ok(process)
+        match process.start().await {
+            Ok(()) => Ok(process),
+            // A further process may have been killed alone.
+            Err(failure)
+                if failure.code == Code::Ended
+                    && !exec_id.is_empty()
+                    && !self.is_ending().await =>
+            {
+                Err(Failure::new(Code::FailedPrecondition, failure.message))
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Nothing begins in a stopped container: it would not get anywhere.
@@ -400,10 +410,8 @@ impl Container {
     }
 
     fn not_running(&self) -> Failure {
-        Failure::new(
-            Code::FailedPrecondition,
-            format!("container {} is not running", self.id),
-        )
+        let message = format!("container {} is not running", self.id);
+        Failure::new(Code::FailedPrecondition, message)
     }
 }
 

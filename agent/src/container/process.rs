@@ -221,7 +221,8 @@ impl Process {
             return Err(precondition("the process has been started already"));
         };
         if self.has_ended() {
-            return Err(precondition("the process has ended before its start"));
+            let message = "the process has ended before its start";
+            return Err(Failure::new(Code::Ended, message));
         }
         stage.start()?;
         let mut executing = false;
@@ -236,7 +237,10 @@ impl Process {
                     return Err(Failure::internal("the container stage repeats itself"));
                 }
                 None if executing => return Ok(()),
-                None => return Err(precondition("the process was killed during its start")),
+                None => {
+                    let message = "the process was killed during its start";
+                    return Err(Failure::new(Code::Ended, message));
+                }
             }
         }
     }

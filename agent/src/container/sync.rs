@@ -118,8 +118,11 @@ impl AgentSocket {
 
     /// Lets the stage go on to execve.
     pub(crate) fn start(&self) -> Result<()> {
-        send(self.0.get_ref(), START, SendFlags::NOSIGNAL).or_fail(|| "start the process")?;
-        Ok(())
+        match send(self.0.get_ref(), START, SendFlags::NOSIGNAL) {
+            // It was killed, which the end of file tells.
+            Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            sent => sent.map(drop).or_fail(|| "start the process"),
+        }
     }
 
     /// The stage's next message, or `None` at the end of file.
@@ -128,7 +131,11 @@ impl AgentSocket {
         let (length, fd) = self
             .0
             .async_io(Interest::READABLE, |socket| {
-                Ok(receive(socket.as_fd(), &mut buffer)?)
+                match receive(socket.as_fd(), &mut buffer) {
+                    // It was killed before it had read what was sent to it.
+                    Err(Errno::CONNRESET) => Ok((0, None)),
+                    received => Ok(received?),
+                }
             })
             .await
             .or_fail(|| "hear from the container stage")?;
@@ -160,4 +167,22 @@ fn receive(
         }
     }
     Ok((received.bytes, fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stage_that_was_killed_is_an_end_of_file_wherever_it_was() {
+        let (before, stage) = AgentSocket::pair().expect("a pair");
+        drop(stage);
+        before.start().expect("nobody hears it");
+        assert!(before.next().await.expect("an end").is_none());
+
+        let (between, stage) = AgentSocket::pair().expect("a pair");
+        between.start().expect("sent");
+        drop(stage);
+        assert!(between.next().await.expect("an end").is_none());
+    }
 }

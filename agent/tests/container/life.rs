@@ -86,8 +86,29 @@ async fn created_container_can_be_killed() {
     sent.expect("sent");
     assert_eq!(container.wait("").await.exit_status, 137);
     let late = refused(container.start("").await);
-    assert_eq!(late.0, ttrpc::Code::FAILED_PRECONDITION);
+    assert_eq!(late.0, ttrpc::Code::ABORTED);
     container.delete().await;
+}
+
+/// Wherever on its way a start is when the container is killed, the end is the signal's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_meets_a_kill_gives_way_to_it() {
+    require_root!();
+    for _ in 0..20 {
+        let container = Box::new(&["sleep", "1000"]);
+        container.create(Stdio::new()).await.expect("create");
+        let request = signal(&container, 9, false);
+        let (started, killed) = tokio::join!(
+            container.start(""),
+            container.client.signal_process(context(), &request)
+        );
+        killed.expect("it is there");
+        if started.is_err() {
+            assert_eq!(refused(started).0, ttrpc::Code::ABORTED);
+        }
+        assert_eq!(container.wait("").await.exit_status, 137);
+        container.delete().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

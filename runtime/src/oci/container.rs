@@ -101,7 +101,7 @@ impl Container {
             _ => return err,
         };
         match code {
-            Some(Code::UNAVAILABLE) => OciError::NotRunning,
+            Some(Code::ABORTED | Code::UNAVAILABLE) => OciError::NotRunning,
             None | Some(Code::FAILED_PRECONDITION | Code::NOT_FOUND) => match self.status(host) {
                 Ok(Status::Stopped) => OciError::NotRunning,
                 _ => err,

@@ -42,6 +42,7 @@ pub(super) fn start(host: &Host, container: &Container) -> Result<(), Failure> {
     });
     let task = match started {
         Ok(task) => task,
+        Err(err) if err.code() == Some(Code::ABORTED) => return Err(OciError::StartStopped.into()),
         Err(err) if may_be_late(&err) => {
             must_be_created(container.status(host)?)?;
             return Err(Failure::from(err).context("unable to start container process"));

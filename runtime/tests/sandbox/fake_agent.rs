@@ -69,6 +69,8 @@ struct FakeAgent {
 struct Process {
     args: Vec<String>,
     stdio: Mutex<Stdio>,
+    /// Its start has been refused once.
+    refused: AtomicBool,
     started: AtomicBool,
     status: watch::Sender<Option<u32>>,
     size: watch::Sender<(u32, u32)>,
@@ -81,6 +83,7 @@ impl FakeAgent {
         let process = Process {
             args: args.collect(),
             stdio: Mutex::new(stdio),
+            refused: AtomicBool::new(false),
             started: AtomicBool::new(false),
             status: watch::Sender::new(None),
             size: watch::Sender::new((0, 0)),
@@ -136,6 +139,12 @@ impl FakeAgent {
             });
         });
     }
+}
+
+/// Lets the test know how far things are.
+fn note(name: &str) {
+    let dir = std::env::var("LAZARET_FAKE_DIR").unwrap();
+    std::fs::write(format!("{dir}/{name}"), "").unwrap();
 }
 
 /// The resolver reverses datagrams and repeats what comes on streams.
@@ -357,6 +366,20 @@ impl Agent for FakeAgent {
                 Code::PERMISSION_DENIED,
                 format!("exec: {name:?}: permission denied"),
             )),
+            "paused-at-first" if !process.refused.swap(true, Ordering::Relaxed) => {
+                let text = "container box is paused";
+                Err(get_rpc_status(Code::FAILED_PRECONDITION, text))
+            }
+            "end-in-start" | "go-in-start" => {
+                note("starting");
+                let mut status = process.status.subscribe();
+                status.wait_for(Option::is_some).await.unwrap();
+                if name == "go-in-start" {
+                    std::future::pending::<()>().await;
+                }
+                let text = "the process was killed during its start";
+                Err(get_rpc_status(Code::ABORTED, text))
+            }
             _ if process.started.swap(true, Ordering::Relaxed) => Err(get_rpc_status(
                 Code::FAILED_PRECONDITION,
                 "the process has been started already",
@@ -375,7 +398,13 @@ impl Agent for FakeAgent {
     ) -> Result<WaitProcessReply> {
         let process = self.find(&request.container_id, &request.exec_id)?;
         let mut status = process.status.subscribe();
-        let ended = *status.wait_for(Option::is_some).await.unwrap();
+        // After its start has failed, by the test's word.
+        let late = process.args[0] == "end-in-start";
+        let has_ended = |status: &Option<u32>| match status {
+            Some(status) => !late || *status == 137,
+            None => false,
+        };
+        let ended = *status.wait_for(has_ended).await.unwrap();
         Ok(WaitProcessReply {
             exit_status: ended.unwrap(),
             ..WaitProcessReply::default()

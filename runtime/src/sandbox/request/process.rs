@@ -81,6 +81,13 @@ impl Sandbox {
             target.process.wait().await;
         }
         if let Err(err) = started {
+            if exec.is_none() && is_no_start(&err) {
+                // It waits as before; or it has ended, and who attends to it tells how.
+                if target.process.unclaim_start() {
+                    self.changed();
+                }
+                return Err(err.into());
+            }
             target.process.stopped(Exit {
                 status: status_of_failed_start(&err),
                 at: SystemTime::now(),
@@ -295,6 +302,13 @@ impl Sandbox {
         self.target(id, exec)?.process.close_stdin();
         Ok(())
     }
+}
+
+/// Whether the agent has not begun with a start: nothing may begin now, or what was to
+/// has ended.
+fn is_no_start(err: &AgentError) -> bool {
+    let codes = [Code::FAILED_PRECONDITION, Code::ABORTED];
+    matches!(err, AgentError::Refused { code, .. } if codes.contains(code))
 }
 
 fn status_of_failed_start(err: &AgentError) -> u32 {

@@ -1,10 +1,11 @@
 //! What fails at `create` is said, logged, and leaves nothing.
 
-use std::fs;
+use std::fs::{self, File};
+use std::process::Child;
 
 use serde_json::json;
 
-use super::{Engine, adopt};
+use super::{Engine, adopt, reap, wait};
 
 #[test]
 fn a_vmm_or_guest_that_fails_is_creates_failure() {
@@ -111,8 +112,59 @@ fn a_start_that_fails_says_why_and_the_container_has_stopped() {
         engine.spec(&[program], |_| {});
         engine.create().ok();
         engine.run(&["start", "box"]).fails(1, text);
-        assert_eq!(super::reap(engine.pid()).code(), Some(status));
+        assert_eq!(reap(engine.pid()).code(), Some(status));
         assert_eq!(engine.status(), "stopped");
+        engine.run(&["delete", "box"]).ok();
+        engine.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_start_that_is_refused_for_now_leaves_the_container_as_it_was() {
+    adopt();
+    let engine = Engine::new("ok");
+    engine.spec(&["paused-at-first"], |_| {});
+    engine.create().ok();
+    engine.run(&["start", "box"]).fails(1, "is paused");
+    assert_eq!(engine.status(), "created");
+    engine.run(&["start", "box"]).ok();
+    assert_eq!(engine.status(), "running");
+    engine.run(&["kill", "box", "KILL"]).ok();
+    assert_eq!(reap(engine.pid()).code(), Some(137));
+    engine.run(&["delete", "box"]).ok();
+    engine.nothing_is_left();
+}
+
+/// Starts a command whose messages go to a file.
+fn spawn(engine: &Engine, args: &[&str]) -> (Child, std::path::PathBuf) {
+    let said = engine.path("said");
+    let mut command = engine.command(args);
+    let child = command.stderr(File::create(&said).unwrap()).spawn();
+    (child.unwrap(), said)
+}
+
+#[test]
+fn the_end_of_a_container_killed_in_its_start_is_that_of_the_signal() {
+    adopt();
+    // The failed start is told of before the end, or never.
+    for program in ["end-in-start", "go-in-start"] {
+        let engine = Engine::new("ok");
+        engine.spec(&[program], |_| {});
+        engine.create().ok();
+        let (mut start, said) = spawn(&engine, &["start", "box"]);
+        let starting = engine.path("starting");
+        engine.wait_for("the start", || starting.exists());
+        if program == "end-in-start" {
+            engine.run(&["kill", "box", "TERM"]).ok();
+            assert_eq!(wait(&mut start).code(), Some(1));
+            assert_eq!(engine.status(), "created");
+        }
+        engine.run(&["kill", "box", "KILL"]).ok();
+        assert_eq!(wait(&mut start).code(), Some(1));
+        assert_eq!(reap(engine.pid()).code(), Some(137), "{program}");
+        let said = fs::read_to_string(said).unwrap();
+        let text = "cannot start a container that has stopped";
+        assert!(said.contains(text), "{program}: {said}");
         engine.run(&["delete", "box"]).ok();
         engine.nothing_is_left();
     }
@@ -134,7 +186,7 @@ fn update_reaches_the_sandbox_or_says_why_not() {
         .run(&["update", "box", "--pids-limit", "many"])
         .fails(1, "many");
     engine.run(&["delete", "box"]).ok();
-    super::reap(engine.pid());
+    reap(engine.pid());
     engine
         .run(&["update", "box"])
         .fails(1, "container does not exist");
