@@ -411,7 +411,7 @@ impl Container {
 
     fn not_running(&self) -> Failure {
         let message = format!("container {} is not running", self.id);
-        Failure::new(Code::FailedPrecondition, message)
+        Failure::new(Code::Ended, message)
     }
 }
 

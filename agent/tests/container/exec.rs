@@ -75,7 +75,7 @@ async fn created_container_takes_processes_before_its_start() {
     killed.await.expect("kill");
     container.wait("").await;
     let refusal = container.try_create_process("e", process(&["true"]), stdio());
-    assert_eq!(refused(refusal.await).0, ttrpc::Code::FAILED_PRECONDITION);
+    assert_eq!(refused(refusal.await).0, ttrpc::Code::ABORTED);
     container.delete().await;
 }
 
@@ -98,7 +98,7 @@ async fn ended_container_takes_no_process() {
     let result = container
         .try_create_process("e", process(&["true"]), stdio)
         .await;
-    assert_eq!(refused(result).0, ttrpc::Code::FAILED_PRECONDITION);
+    assert_eq!(refused(result).0, ttrpc::Code::ABORTED);
     container.delete().await;
 }
 

@@ -181,7 +181,7 @@ async fn processes_on_their_way_into_a_container_that_ends_hear_of_its_end() {
         killed.expect("it runs");
         for made in [a, b, c] {
             if made.is_err() {
-                assert_eq!(refused(made).0, ttrpc::Code::FAILED_PRECONDITION);
+                assert_eq!(refused(made).0, ttrpc::Code::ABORTED);
             }
         }
         container.delete().await;

@@ -15,6 +15,7 @@ use super::names::ContainerId;
 use super::record::{Place, Process, Record, Status};
 use crate::hooks::HookState;
 use crate::sandbox::state::{ContainerStatus, SandboxState, process_start_time};
+use crate::stdio::handover::HandoverError;
 use crate::task_client::{Task, TaskError};
 
 /// How long a sandbox process whose container has ended may take to go itself.
@@ -95,19 +96,29 @@ impl Container {
     /// What the failure of a request means: a container that ends takes along whom it
     /// was asked of, and all that the request needs.
     pub(super) fn explain(&self, host: &Host, err: OciError) -> OciError {
-        let code = match &err {
-            OciError::Task(task) => task.code(),
-            OciError::Handover(_) => None,
-            _ => return err,
-        };
-        match code {
-            Some(Code::ABORTED | Code::UNAVAILABLE) => OciError::NotRunning,
-            None | Some(Code::FAILED_PRECONDITION | Code::NOT_FOUND) => match self.status(host) {
-                Ok(Status::Stopped) => OciError::NotRunning,
-                _ => err,
+        let ended = match &err {
+            OciError::Task(task) => match task.code() {
+                None => self.has_gone(host),
+                Some(Code::ABORTED | Code::UNAVAILABLE) => true,
+                Some(Code::FAILED_PRECONDITION | Code::NOT_FOUND) => self.is_stopped(host),
+                Some(_) => false,
             },
-            Some(_) => err,
-        }
+            OciError::Handover(HandoverError::Socket { .. }) => self.has_gone(host),
+            OciError::Handover(HandoverError::Refused(_)) => self.is_stopped(host),
+            _ => false,
+        };
+        if ended { OciError::NotRunning } else { err }
+    }
+
+    fn is_stopped(&self, host: &Host) -> bool {
+        matches!(self.status(host), Ok(Status::Stopped))
+    }
+
+    /// Whether a sandbox process that cannot be asked any more has ended: it closes its
+    /// sockets on the way there.
+    pub(super) fn has_gone(&self, host: &Host) -> bool {
+        self.await_end();
+        self.is_stopped(host)
     }
 
     /// Waits for the sandbox process of an ended container to take its leave, so

@@ -42,12 +42,7 @@ pub(super) fn start(host: &Host, container: &Container) -> Result<(), Failure> {
     });
     let task = match started {
         Ok(task) => task,
-        Err(err) if err.code() == Some(Code::ABORTED) => return Err(OciError::StartStopped.into()),
-        Err(err) if may_be_late(&err) => {
-            must_be_created(container.status(host)?)?;
-            return Err(Failure::from(err).context("unable to start container process"));
-        }
-        Err(err) => return Err(Failure::from(err).context("unable to start container process")),
+        Err(err) => return Err(explain(host, container, err)),
     };
     let state = container.hook_state("running", &spec);
     if let Err(err) = run_hooks(&spec, HookKind::Poststart, &state) {
@@ -60,10 +55,21 @@ pub(super) fn start(host: &Host, container: &Container) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Another command may have been quicker, to start it or to end it.
-fn may_be_late(err: &TaskError) -> bool {
-    let late = [Code::FAILED_PRECONDITION, Code::UNAVAILABLE];
-    err.code().is_none_or(|code| late.contains(&code))
+/// What the failure of a start means: another command may have been quicker, to start
+/// the container or to end it.
+fn explain(host: &Host, container: &Container, err: TaskError) -> Failure {
+    let late = match err.code() {
+        Some(Code::ABORTED) => Err(OciError::StartStopped),
+        None if container.has_gone(host) => Err(OciError::StartStopped),
+        None | Some(Code::FAILED_PRECONDITION | Code::UNAVAILABLE) => {
+            container.status(host).and_then(must_be_created)
+        }
+        Some(_) => Ok(()),
+    };
+    match late {
+        Err(late) => late.into(),
+        Ok(()) => Failure::from(err).context("unable to start container process"),
+    }
 }
 
 fn must_be_created(status: Status) -> Result<(), OciError> {

@@ -101,6 +101,15 @@ impl FakeAgent {
         found.ok_or_else(|| get_rpc_status(Code::NOT_FOUND, format!("no process {key:?}")))
     }
 
+    /// A container that ends while its microVM is still there.
+    fn must_not_be_ending(&self) -> Result<()> {
+        if self.scenario == "ending" {
+            let text = "container box is not running";
+            return Err(get_rpc_status(Code::ABORTED, text));
+        }
+        Ok(())
+    }
+
     fn stream(&self, port: u32) -> Option<UnixStream> {
         self.streams.lock().unwrap().remove(&port)
     }
@@ -344,6 +353,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: CreateProcessRequest,
     ) -> Result<CreateProcessReply> {
+        self.must_not_be_ending()?;
         let process: Value = serde_json::from_slice(&request.process_json).unwrap();
         let (container, exec) = (&request.container_id, &request.exec_id);
         self.add(container, exec, &process, stdio(request.stdio));
@@ -442,6 +452,7 @@ impl Agent for FakeAgent {
     }
 
     async fn pause_container(&self, _: &TtrpcContext, _: ContainerRequest) -> Result<Empty> {
+        self.must_not_be_ending()?;
         Ok(Empty::default())
     }
 
@@ -450,6 +461,7 @@ impl Agent for FakeAgent {
     }
 
     async fn update_container(&self, _: &TtrpcContext, _: UpdateContainerRequest) -> Result<Empty> {
+        self.must_not_be_ending()?;
         Ok(Empty::default())
     }
 

@@ -127,8 +127,7 @@ impl Args {
     fn attend(&self, exec: &Exec<'_>, console: Option<Console>) -> Result<ExitCode, Failure> {
         let socket = exec.container.task_socket(exec.host);
         let sandbox = exec.container.record.sandbox.as_str();
-        let mut attendant =
-            Attendant::new(&socket, sandbox, &exec.id).map_err(OciError::Runtime)?;
+        let mut attendant = exec.reach(Attendant::new(&socket, sandbox, &exec.id))?;
         exec.start()?;
         if let Some(path) = &self.pid_file {
             pid_file::write(path, std::process::id())?;
@@ -215,12 +214,30 @@ impl<'a> Exec<'a> {
         })
     }
 
-    /// Starts the process that stands for this one, and waits until it does.
-    fn stand_in(&self, console: Option<&Console>) -> Result<Child, OciError> {
-        self.spawn(console).map_err(OciError::Runtime)
+    /// What was to be connected with the sandbox process.
+    fn reach<T>(&self, connected: std::io::Result<T>) -> Result<T, OciError> {
+        connected.map_err(|err| {
+            if self.container.has_gone(self.host) {
+                OciError::ExecStopped
+            } else {
+                OciError::Runtime(err)
+            }
+        })
     }
 
-    fn spawn(&self, console: Option<&Console>) -> std::io::Result<Child> {
+    /// Starts the process that stands for this one, and waits until it does.
+    fn stand_in(&self, console: Option<&Console>) -> Result<Child, OciError> {
+        let (mut child, said) = self.spawn(console).map_err(OciError::Runtime)?;
+        if said == READY {
+            return Ok(child);
+        }
+        let status = child.wait().map_err(OciError::Runtime)?;
+        let text = format!("what stands for the process has ended with {status}");
+        self.reach(Err(std::io::Error::other(text)))
+    }
+
+    /// Gives the process with its first words.
+    fn spawn(&self, console: Option<&Console>) -> std::io::Result<(Child, Vec<u8>)> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("attend")
@@ -243,12 +260,7 @@ impl<'a> Exec<'a> {
         if let Some(stdout) = &mut child.stdout {
             stdout.take(READY.len() as u64 + 1).read_to_end(&mut said)?;
         }
-        if said == READY {
-            return Ok(child);
-        }
-        let status = child.wait()?;
-        let text = format!("what stands for the process has ended with {status}");
-        Err(std::io::Error::other(text))
+        Ok((child, said))
     }
 }
 

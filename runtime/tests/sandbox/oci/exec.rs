@@ -172,6 +172,22 @@ fn what_cannot_be_executed_is_said_in_runcs_words() {
     end(&engine);
 }
 
+/// The guest knows first, and the host once the last output is with its reader.
+#[test]
+fn a_container_that_has_ended_in_its_guest_takes_nothing() {
+    let engine = running("ending");
+    engine
+        .run(&["exec", "box", "true"])
+        .fails(255, "cannot exec in a stopped container");
+    let stopped = "container not running";
+    engine.run(&["pause", "box"]).fails(1, stopped);
+    engine
+        .run(&["update", "--pids-limit", "9", "box"])
+        .fails(1, stopped);
+    assert_eq!(engine.status(), "running");
+    end(&engine);
+}
+
 #[test]
 fn what_cannot_cross_is_refused_by_name() {
     let engine = running("ok");

@@ -1,11 +1,13 @@
 //! What fails at `create` is said, logged, and leaves nothing.
 
 use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
 use std::process::Child;
 
+use rustix::process::Signal;
 use serde_json::json;
 
-use super::{Engine, adopt, reap, wait};
+use super::{Engine, adopt, kill, reap, wait};
 
 #[test]
 fn a_vmm_or_guest_that_fails_is_creates_failure() {
@@ -165,6 +167,55 @@ fn the_end_of_a_container_killed_in_its_start_is_that_of_the_signal() {
         let said = fs::read_to_string(said).unwrap();
         let text = "cannot start a container that has stopped";
         assert!(said.contains(text), "{program}: {said}");
+        engine.run(&["delete", "box"]).ok();
+        engine.nothing_is_left();
+    }
+}
+
+/// A sandbox process that is killed closes its sockets before it has ended.
+#[test]
+fn a_sandbox_process_on_its_way_out_is_one_that_has_gone() {
+    adopt();
+    for (args, code, text) in [
+        (&["kill", "box", "KILL"][..], 1, "container not running"),
+        (&["pause", "box"], 1, "container not running"),
+        (
+            &["exec", "box", "true"],
+            255,
+            "cannot exec in a stopped container",
+        ),
+        (
+            &["start", "box"],
+            1,
+            "cannot start a container that has stopped",
+        ),
+    ] {
+        let engine = Engine::new("ok");
+        engine.spec(&["sleep"], |_| {});
+        engine.create().ok();
+        if args[0] != "start" {
+            engine.run(&["start", "box"]).ok();
+        }
+        let socket = engine.sandbox.sandbox_dir().join("task.sock");
+        fs::remove_file(&socket).unwrap();
+        drop(UnixListener::bind(&socket).unwrap());
+        let (mut child, said) = spawn(&engine, args);
+        let descriptors = format!("/proc/{}/fd", child.id());
+        engine.wait_for("the command to wait", || {
+            let ended = child.try_wait().unwrap();
+            let said = fs::read_to_string(&said).unwrap();
+            assert!(ended.is_none(), "{args:?}: {said}");
+            let descriptors = fs::read_dir(&descriptors).into_iter().flatten();
+            descriptors.flatten().any(|entry| {
+                let target = fs::read_link(entry.path()).unwrap_or_default();
+                target.to_string_lossy().contains("pidfd")
+            })
+        });
+        kill(engine.pid(), Signal::KILL);
+        reap(engine.pid());
+        assert_eq!(wait(&mut child).code(), Some(code), "{args:?}");
+        let said = fs::read_to_string(said).unwrap();
+        assert!(said.contains(text), "{args:?}: {said}");
         engine.run(&["delete", "box"]).ok();
         engine.nothing_is_left();
     }
