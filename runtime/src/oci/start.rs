@@ -61,9 +61,8 @@ fn explain(host: &Host, container: &Container, err: TaskError) -> Failure {
     let late = match err.code() {
         Some(Code::ABORTED) => Err(OciError::StartStopped),
         None if container.has_gone(host) => Err(OciError::StartStopped),
-        None | Some(Code::FAILED_PRECONDITION | Code::UNAVAILABLE) => {
-            container.status(host).and_then(must_be_created)
-        }
+        None | Some(Code::FAILED_PRECONDITION) => container.status(host).and_then(must_be_created),
+        // A microVM that has died under the start says so.
         Some(_) => Ok(()),
     };
     match late {

@@ -58,6 +58,33 @@ impl Sandbox {
         id: &ContainerId,
         exec: Option<&ExecId>,
     ) -> Result<u32, SandboxError> {
+        let started = self.try_start(id, exec).await;
+        started.map_err(|err| match err {
+            SandboxError::Ended(_)
+            | SandboxError::Agent(AgentError::Lost)
+            | SandboxError::Network(_)
+                if exec.is_none() =>
+            {
+                self.ended_first(id).unwrap_or(err)
+            }
+            err => err,
+        })
+    }
+
+    /// Why a container that has ended by itself does not start: its microVM goes with it,
+    /// and is not the reason.
+    fn ended_first(&self, id: &ContainerId) -> Option<SandboxError> {
+        let container = self.container(id).ok()?;
+        container.init.exit().filter(|exit| exit.reason.is_none())?;
+        let stopped = container.init.claim_start(&Stage::Created).err()?;
+        Some(stopped.into())
+    }
+
+    async fn try_start(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<u32, SandboxError> {
         let agent = self.agent().await?;
         let target = self.target(id, exec)?;
         if let Some(exec) = exec {

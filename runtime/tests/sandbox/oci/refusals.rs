@@ -172,6 +172,29 @@ fn the_end_of_a_container_killed_in_its_start_is_that_of_the_signal() {
     }
 }
 
+#[test]
+fn a_microvm_that_dies_in_a_start_is_why_it_fails() {
+    adopt();
+    for (program, text) in [
+        (
+            "kill-vmm",
+            "unable to start container process: the virtual machine monitor",
+        ),
+        (
+            "panic",
+            "unable to start container process: the guest kernel panicked",
+        ),
+    ] {
+        let engine = Engine::new("ok");
+        engine.spec(&[program], |_| {});
+        engine.create().ok();
+        engine.run(&["start", "box"]).fails(1, text);
+        assert_eq!(reap(engine.pid()).code(), Some(137));
+        engine.run(&["delete", "box"]).ok();
+        engine.nothing_is_left();
+    }
+}
+
 /// A sandbox process that is killed closes its sockets before it has ended.
 #[test]
 fn a_sandbox_process_on_its_way_out_is_one_that_has_gone() {
