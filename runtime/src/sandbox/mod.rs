@@ -17,6 +17,7 @@ mod event;
 pub mod id;
 mod life;
 mod log;
+mod mount_tree;
 pub mod mounts;
 mod oom_score;
 mod place;

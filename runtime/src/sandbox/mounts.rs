@@ -10,16 +10,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags, major, minor, mkdirat, open, openat, statvfs};
+use rustix::fs::{Mode, OFlags, major, minor, mkdirat, open, openat};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
-    mount_change, mount_remount, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change,
+    mount_remount, unmount,
 };
 use thiserror::Error;
 
 use super::id::ContainerId;
-use super::plan::{HostMount, PathKind};
+use super::mount_tree::{MountTree, Reach};
+use super::plan::{BindOptions, HostMount, PathKind, ReadOnly};
 use super::store;
 
 /// Names of a container's root file system below its directory, told apart by
@@ -52,6 +53,13 @@ pub enum MountError {
     #[error(transparent)]
     Remove(#[from] store::StoreError),
 }
+
+/// A container's root: an engine may mount more below it.
+const ROOT: BindOptions = BindOptions {
+    recursive: true,
+    read_only: ReadOnly::No,
+    follows_host: true,
+};
 
 /// A mount that makes a container's root, as containerd's Task API gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +144,7 @@ impl SharedDir {
         self.make_dir(rootfs)?;
         let target = self.path.join(rootfs);
         if root_mounts.is_empty() {
-            bind(root, &target, true, false)?;
+            bind(root, &target, ROOT)?;
             mounts.mounted.push(target);
         } else {
             for mount in root_mounts {
@@ -158,7 +166,7 @@ impl SharedDir {
                 }
             }
             let target = self.path.join(&mount.target);
-            bind(&mount.source, &target, mount.recursive, mount.read_only)?;
+            bind(&mount.source, &target, mount.bind)?;
             mounts.mounted.push(target);
         }
         Ok(())
@@ -272,54 +280,43 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// After an error the target is what it was.
-fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Result<(), MountError> {
-    let result = if recursive {
-        mount_bind_recursive(source, target)
+fn bind(source: &Path, target: &Path, options: BindOptions) -> Result<(), MountError> {
+    let reach = if options.recursive {
+        Reach::Tree
     } else {
-        mount_bind(source, target)
+        Reach::One
     };
-    result
-        .and_then(|()| {
-            if !read_only {
-                return Ok(());
-            }
-            make_read_only(target).inspect_err(|_| {
-                // What failed first is what counts.
-                let _ = unmount(target, UnmountFlags::DETACH);
-            })
-        })
-        .map_err(|err| MountError::Mount {
-            kind: "bind".to_owned(),
-            source_path: source.display().to_string(),
-            target: target.to_owned(),
-            source: err,
-        })
-}
-
-/// A remount replaces all flags: those of the source's mount are kept.
-fn make_read_only(target: &Path) -> Result<(), Errno> {
-    let held = statvfs(target)?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
-    for (here, there) in [
-        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
-        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
-        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
-    ] {
-        if held.contains(here) {
-            flags |= there;
+    let bound = MountTree::copy(source, reach).and_then(|tree| {
+        if !options.follows_host {
+            tree.make_private()?;
         }
-    }
-    mount_remount(target, flags, "")
+        match options.read_only {
+            ReadOnly::No => {}
+            ReadOnly::Mount => tree.make_read_only(Reach::One)?,
+            ReadOnly::Tree => tree.make_read_only(Reach::Tree)?,
+        }
+        tree.attach(target)
+    });
+    bound.map_err(|err| MountError::Mount {
+        kind: "bind".to_owned(),
+        source_path: source.display().to_string(),
+        target: target.to_owned(),
+        source: err,
+    })
 }
 
 fn mount_root(root: &RootMount, target: &Path) -> Result<(), MountError> {
     if root.kind == "bind" || root.options.iter().any(|o| o == "bind" || o == "rbind") {
-        let recursive = root.options.iter().any(|option| option == "rbind");
-        let read_only = root.options.iter().any(|option| option == "ro");
-        return bind(Path::new(&root.source), target, recursive, read_only);
+        let options = BindOptions {
+            recursive: root.options.iter().any(|option| option == "rbind"),
+            read_only: if root.options.iter().any(|option| option == "ro") {
+                ReadOnly::Mount
+            } else {
+                ReadOnly::No
+            },
+            ..ROOT
+        };
+        return bind(Path::new(&root.source), target, options);
     }
     let (flags, data) = parse_options(&root.options)?;
     let data = std::ffi::CString::new(data).map_err(|_| MountError::Option("\\0".to_owned()))?;

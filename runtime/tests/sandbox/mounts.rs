@@ -1,13 +1,16 @@
-//! The shared directory's mounts where something is wrong with one of them.
+//! The shared directory's mounts: what they are in the jail, and what is left where
+//! something is wrong with one of them.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use lazaret_runtime::sandbox::id::ContainerId;
 use lazaret_runtime::sandbox::mounts::{ContainerMounts, MountError, SharedDir};
-use lazaret_runtime::sandbox::plan::{HostMount, PathKind};
-use nix::sched::{CloneFlags, unshare};
+use lazaret_runtime::sandbox::plan::{BindOptions, HostMount, PathKind, ReadOnly};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
@@ -42,8 +45,11 @@ fn volume(dir: &Path, name: &str, at: usize) -> HostMount {
         source: dir.join(name),
         target: PathBuf::from(format!("box/mounts/{at}")),
         kind: PathKind::Directory,
-        recursive: true,
-        read_only: true,
+        bind: BindOptions {
+            recursive: true,
+            read_only: ReadOnly::Tree,
+            follows_host: false,
+        },
     }
 }
 
@@ -78,31 +84,122 @@ fn a_mount_that_is_gone_does_not_keep_the_others() {
 }
 
 #[test]
-fn a_mount_that_cannot_be_made_read_only_is_undone() {
+fn a_mount_that_cannot_be_made_undoes_those_before_it() {
     apart(|dir| {
         let path = dir.join("shared");
         let shared = SharedDir::create(path.clone()).unwrap();
-        // A FUSE file system without its server: it can be bound, and no more.
-        let server = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .unwrap();
-        let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0\0",
-            server.as_raw_fd()
-        );
-        let options = std::ffi::CString::from_vec_with_nul(options.into_bytes()).unwrap();
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("dead", dir.join("two"), "fuse", flags, options.as_c_str()).unwrap();
-        drop(server);
-
-        let binds = [volume(dir, "one", 0), volume(dir, "two", 1)];
+        let binds = [volume(dir, "one", 0), volume(dir, "none", 1)];
         let err = mounted(&shared, dir, &binds).unwrap_err().to_string();
         assert!(err.contains("cannot mount"), "{err}");
-        assert!(err.contains("two (bind)"), "{err}");
+        assert!(err.contains("none (bind)"), "{err}");
         assert_eq!(below(&path), Vec::<PathBuf>::new());
         assert!(!path.join("box").exists());
-        unmount(dir.join("two"), UnmountFlags::DETACH).unwrap();
+    });
+}
+
+/// Another thread's mount namespace, to which this one's mounts get through, as they do
+/// to the VMM's jail.
+struct Jail {
+    requests: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+    thread: JoinHandle<()>,
+}
+
+impl Jail {
+    fn enter() -> Self {
+        let (requests, received) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (entered, is_entered) = mpsc::channel();
+        let here = File::open("/proc/thread-self/ns/mnt").unwrap();
+        let thread = std::thread::spawn(move || {
+            // Threads that share a working directory may not change their namespaces.
+            unshare(CloneFlags::CLONE_FS).unwrap();
+            setns(here, CloneFlags::CLONE_NEWNS).unwrap();
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+            mount_change("/", slave).unwrap();
+            entered.send(()).unwrap();
+            for request in received {
+                request();
+            }
+        });
+        is_entered.recv().unwrap();
+        Self { requests, thread }
+    }
+
+    fn run<T: Send + 'static>(&self, what: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, answer) = mpsc::channel();
+        let request = move || done.send(what()).unwrap();
+        self.requests.send(Box::new(request)).unwrap();
+        answer.recv().unwrap()
+    }
+
+    fn leave(self) {
+        drop(self.requests);
+        self.thread.join().unwrap();
+    }
+}
+
+fn tmpfs(path: &Path) {
+    mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).unwrap();
+}
+
+#[test]
+fn what_is_read_only_is_so_in_a_jail_that_was_there_before() {
+    apart(|dir| {
+        let shared = SharedDir::create(dir.join("shared")).unwrap();
+        let jail = Jail::enter();
+        fs::create_dir(dir.join("two/below")).unwrap();
+        tmpfs(&dir.join("two/below"));
+        let mut writable = volume(dir, "one", 2);
+        writable.bind.read_only = ReadOnly::No;
+        let mut alone = volume(dir, "two", 3);
+        alone.bind.read_only = ReadOnly::Mount;
+        let binds = [
+            volume(dir, "one", 0),
+            volume(dir, "two", 1),
+            writable,
+            alone,
+        ];
+        let mounts = mounted(&shared, dir, &binds).unwrap();
+        let places = dir.join("shared/box/mounts");
+        let write = |below: &str| {
+            let path = places.join(below).join("file");
+            jail.run(move || File::create(path).map(drop).map_err(|err| err.kind()))
+        };
+        let refused = Err(ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(write("0"), refused);
+        assert_eq!(write("1"), refused);
+        assert_eq!(write("1/below"), refused, "all of the tree");
+        assert_eq!(write("2"), Ok(()));
+        assert_eq!(write("3"), refused);
+        assert_eq!(write("3/below"), Ok(()));
+        jail.leave();
+        shared.unmount_container(mounts).unwrap();
+        unmount(dir.join("two/below"), UnmountFlags::DETACH).unwrap();
+    });
+}
+
+#[test]
+fn later_mounts_of_the_host_are_seen_where_it_is_wished() {
+    apart(|dir| {
+        // The host's, of which the sandbox's namespace is a slave.
+        tmpfs(&dir.join("one"));
+        fs::create_dir(dir.join("one/below")).unwrap();
+        mount_change(dir.join("one"), MountPropagationFlags::SHARED).unwrap();
+        let shared = SharedDir::create(dir.join("shared")).unwrap();
+        let jail = Jail::enter();
+        let mut following = volume(dir, "one", 1);
+        following.bind.follows_host = true;
+        let binds = [volume(dir, "one", 0), following];
+        let mounts = mounted(&shared, dir, &binds).unwrap();
+        tmpfs(&dir.join("one/below"));
+        fs::write(dir.join("one/below/file"), "").unwrap();
+        for (at, expected) in [("0", false), ("1", true)] {
+            let file = dir.join("shared/box/mounts").join(at).join("below/file");
+            assert_eq!(file.exists(), expected, "{at}");
+            assert_eq!(jail.run(move || file.exists()), expected, "{at}");
+        }
+        jail.leave();
+        shared.unmount_container(mounts).unwrap();
+        unmount(dir.join("one"), UnmountFlags::DETACH).unwrap();
     });
 }

@@ -177,8 +177,48 @@ pub struct HostMount {
     /// Below the shared directory.
     pub target: PathBuf,
     pub kind: PathKind,
+    pub bind: BindOptions,
+}
+
+/// How it is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindOptions {
     pub recursive: bool,
-    pub read_only: bool,
+    pub read_only: ReadOnly,
+    /// Whether what the host mounts below the source later is seen.
+    pub follows_host: bool,
+}
+
+/// Which mounts of a bound tree cannot be written to, whatever the guest tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOnly {
+    No,
+    /// The one that is bound, and not those below.
+    Mount,
+    Tree,
+}
+
+impl BindOptions {
+    /// Of options of a mount in the spec; the last of several that exclude each other
+    /// counts, as in the guest.
+    fn of(options: &[&str]) -> Self {
+        let last = |names: &[&str]| options.iter().rfind(|option| names.contains(option));
+        let read_only = if last(&["rro", "rrw"]) == Some(&"rro") {
+            ReadOnly::Tree
+        } else if last(&["ro", "rw"]) == Some(&"ro") {
+            ReadOnly::Mount
+        } else {
+            ReadOnly::No
+        };
+        let propagation = ["private", "rprivate", "unbindable", "runbindable"];
+        let all = [&propagation[..], &["slave", "rslave"]].concat();
+        Self {
+            recursive: !options.contains(&"bind"),
+            read_only,
+            // As in runc, also where nothing is said of it.
+            follows_host: last(&all).is_none_or(|last| !propagation.contains(last)),
+        }
+    }
 }
 
 /// Sizes the microVM for the container that makes the sandbox.
@@ -413,8 +453,7 @@ fn plan_mount(
             source: source_path,
             target,
             kind,
-            recursive: !has("bind"),
-            read_only: has("ro") || has("rro"),
+            bind: BindOptions::of(&options),
         })),
         Err(source) => Err(PlanError::look(destination, source_path, source)),
     }

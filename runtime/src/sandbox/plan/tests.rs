@@ -218,6 +218,32 @@ fn empty_hooks_and_new_namespaces_are_fine() {
 }
 
 #[test]
+fn the_last_of_options_that_exclude_each_other_counts() {
+    let of = |options: &str| BindOptions::of(&options.split(' ').collect::<Vec<_>>());
+    for (options, read_only) in [
+        ("rbind", ReadOnly::No),
+        ("rbind ro", ReadOnly::Mount),
+        ("rbind ro rw", ReadOnly::No),
+        ("rbind rro", ReadOnly::Tree),
+        ("rbind rw rro", ReadOnly::Tree),
+        ("rbind ro rro rrw", ReadOnly::Mount),
+    ] {
+        assert_eq!(of(options).read_only, read_only, "{options}");
+    }
+    for (options, follows_host) in [
+        ("rbind", true),
+        ("rbind rprivate", false),
+        ("rbind rslave", true),
+        ("rbind slave private", false),
+        ("rbind private rslave", true),
+        ("rbind unbindable", false),
+    ] {
+        assert_eq!(of(options).follows_host, follows_host, "{options}");
+    }
+    assert!(of("rbind ro").recursive && !of("bind ro").recursive);
+}
+
+#[test]
 fn volumes_have_the_flags_of_their_source() {
     for (source, own, all) in [
         (
