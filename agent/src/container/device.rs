@@ -12,7 +12,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::mount::{Reach, attach, clone_tree, destination_of};
-use super::path::Root;
+use super::path::{Root, normal_components};
 use crate::failure::{Code, Failure, OrFail, Result};
 
 const DEFAULT_NODES: [(&str, u32, u32); 6] = [
@@ -42,7 +42,8 @@ struct Node {
     owner: (u32, u32),
 }
 
-/// Populates /dev, unless the spec binds a ready one there.
+/// Populates /dev, unless the spec binds a ready one there. What the spec has for the path of a
+/// default device is made in its place.
 pub(crate) fn populate(root: &Root, mounts: &[Mount], devices: &[LinuxDevice]) -> Result<()> {
     let bound = mounts
         .iter()
@@ -51,8 +52,12 @@ pub(crate) fn populate(root: &Root, mounts: &[Mount], devices: &[LinuxDevice]) -
         return Ok(());
     }
     for (path, major, minor) in DEFAULT_NODES {
+        if devices.iter().any(|device| are_same(device.path(), path)) {
+            continue;
+        }
         make_node(
             root,
+            mounts,
             &Node {
                 path: path.into(),
                 kind: FileType::CharacterDevice,
@@ -63,7 +68,7 @@ pub(crate) fn populate(root: &Root, mounts: &[Mount], devices: &[LinuxDevice]) -
         )?;
     }
     for device in devices {
-        make_node(root, &Node::of(device)?)?;
+        make_node(root, mounts, &Node::of(device)?)?;
     }
     for (target, path) in LINKS {
         let (directory, name) = root.make_parent(Path::new(path))?;
@@ -73,6 +78,10 @@ pub(crate) fn populate(root: &Root, mounts: &[Mount], devices: &[LinuxDevice]) -
         }
     }
     Ok(())
+}
+
+fn are_same(one: &Path, other: impl AsRef<Path>) -> bool {
+    normal_components(one).eq(normal_components(other.as_ref()))
 }
 
 fn is_bind(mount: &Mount) -> bool {
@@ -124,12 +133,19 @@ impl Node {
     }
 }
 
-fn make_node(root: &Root, node: &Node) -> Result<()> {
+fn make_node(root: &Root, mounts: &[Mount], node: &Node) -> Result<()> {
+    let is_mounted_on = || {
+        mounts
+            .iter()
+            .any(|mount| are_same(mount.destination(), &node.path))
+    };
     let doing = || format!("make device {}", node.path.display());
     let (directory, name) = root.make_parent(&node.path)?;
     let mode = Mode::from_raw_mode(node.mode);
     match mknodat(&directory, &name, node.kind, mode, node.device) {
         Ok(()) => {}
+        // Whatever it is, it is what the spec wants to be there.
+        Err(Errno::EXIST) if is_mounted_on() => return Ok(()),
         Err(Errno::EXIST) => return use_existing(root, directory.as_fd(), &name, node),
         // Root of a user namespace makes no devices: the guest's own is shown.
         Err(Errno::PERM) => return bind_guests(root, node),

@@ -1,8 +1,10 @@
 //! What a container must not see or change.
 
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::json;
+use ttrpc::Code;
 
-use crate::harness::{Box, require_root};
+use crate::harness::{Box, refused, require_root};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_names_and_network_are_its_own() {
@@ -73,6 +75,57 @@ async fn devices_of_every_type_are_made() {
     let outcome = Box::sh(script).set("/linux/devices", devices).run().await;
     let expected = "brw-rw-rw- 7:63\ncrw------- 1:7\nprw--w--w- 0:0\n";
     assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+}
+
+/// The default node of that path is another device.
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_of_the_spec_take_the_place_of_default_ones() {
+    require_root!();
+    let devices = json!([
+        { "path": "/dev/random", "type": "c", "major": 1, "minor": 9, "fileMode": 0o600 },
+        { "path": "/dev/../dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o660,
+          "uid": 3, "gid": 4 },
+    ]);
+    let script = "cd /dev; stat -c '%t:%T %a %u:%g' random null urandom";
+    let outcome = Box::sh(script).set("/linux/devices", devices).run().await;
+    let expected = "1:9 600 0:0\n1:3 660 3:4\n1:9 666 0:0\n";
+    assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_stay_in_the_places_of_devices() {
+    require_root!();
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    std::fs::write(file.path(), "a file").expect("file");
+    let bind = |source: &std::path::Path, destination: &str| {
+        json!({ "destination": destination, "type": "bind", "source": source,
+                "options": ["bind"] })
+    };
+    let device = json!([{ "path": "/dev/extra", "type": "c", "major": 1, "minor": 5 }]);
+    let outcome = Box::sh("stat -c %t:%T /dev/random /dev/extra; cat /dev/urandom")
+        .set("/linux/devices", device)
+        .mount(bind("/dev/urandom".as_ref(), "/dev/random"))
+        .mount(bind("/dev/null".as_ref(), "/dev/./extra"))
+        .mount(bind(file.path(), "/dev/urandom"))
+        .run()
+        .await;
+    assert_eq!(outcome.stdout, "1:9\n1:3\na file", "{}", outcome.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_device_of_the_image_is_refused_by_its_path() {
+    require_root!();
+    let proc = json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+    let container = Box::sh("true").set("/mounts", proc);
+    let path = container.root().join("dev/random");
+    let device = makedev(1, 9);
+    mknodat(CWD, path, FileType::CharacterDevice, Mode::RUSR, device).expect("a node");
+    let (code, message) = refused(container.try_run().await);
+    assert_eq!(code, Code::FAILED_PRECONDITION);
+    assert!(
+        message.contains("/dev/random is there already"),
+        "{message}"
+    );
 }
 
 /// What a container leaves on a root without a /dev of its own serves the next one.
