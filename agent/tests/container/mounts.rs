@@ -1,7 +1,7 @@
 //! Mounts of the spec, and roots that try to lead them astray.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -293,6 +293,20 @@ async fn tmpfs_can_start_with_what_it_covers() {
     let outcome = container.run().await;
     assert_eq!(outcome.stdout, "1\n");
     assert!(outcome.stderr.contains("Read-only"), "{}", outcome.stderr);
+    for (owner, expected) in [
+        (&["uid=1000", "gid=1001"][..], "1000:1001:700\n"),
+        (&["gid=1001"], "3:1001:700\n"),
+        (&["uid=1000"], "1000:4:700\n"),
+        (&[], "3:4:700\n"),
+    ] {
+        let options = [&["tmpcopyup", "mode=700"], owner].concat();
+        let mount = json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs",
+                            "options": options });
+        let container = Box::new(&["stat", "-c", "%u:%g:%a", "/etc"]).mount(mount);
+        chown(container.root().join("etc"), Some(3), Some(4)).expect("an owner");
+        let outcome = container.run().await;
+        assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use rustix::fs::{
     mkdirat, mknodat, openat, readlinkat, statat, symlinkat,
 };
 
+use super::options::Parameter;
 use crate::failure::{Failure, OrFail, Result};
 
 /// Directories inside one another: each level holds three descriptors open.
@@ -19,14 +20,20 @@ const DEPTH_MAX: usize = 128;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 const PLAIN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW);
 
-/// Copies what is in the one directory into the other, which becomes its owner's.
-pub(super) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
+/// Copies what is in the one directory into the other, the root of a tmpfs with these parameters.
+/// That becomes its owner's, but for the user or group that the parameters give it.
+pub(super) fn copy(from: &OwnedFd, to: &OwnedFd, parameters: &[Parameter]) -> Result<()> {
     let doing = || "copy the covered directory";
     let from = open(from.as_fd(), c".", DIRECTORY).or_fail(doing)?;
     let to = open(to.as_fd(), c".", DIRECTORY).or_fail(doing)?;
     let stat = fstat(&from).or_fail(doing)?;
     contents(&from, &to, 0)?;
+    let is_given = |name: &str| parameters.iter().any(|(key, _)| key == name);
     let (uid, gid) = owner(&stat);
+    let (uid, gid) = (
+        uid.filter(|_| !is_given("uid")),
+        gid.filter(|_| !is_given("gid")),
+    );
     fchown(&to, uid, gid).or_fail(doing)
 }
 
@@ -116,7 +123,7 @@ mod tests {
         fs::write(from.join("a/b/file"), "text").expect("a file");
         fs::set_permissions(from.join("a"), fs::Permissions::from_mode(0o1750)).expect("mode");
         symlink("/nowhere", from.join("link")).expect("a link");
-        copy(&directory(&from), &directory(&to)).expect("copied");
+        copy(&directory(&from), &directory(&to), &[]).expect("copied");
         assert_eq!(fs::read(to.join("a/b/file")).expect("the file"), b"text");
         assert_eq!(
             fs::read_link(to.join("link")).expect("the link"),
@@ -136,7 +143,7 @@ mod tests {
         let deep: std::path::PathBuf = std::iter::repeat_n("d", DEPTH_MAX + 1).collect();
         fs::create_dir_all(from.join(deep)).expect("directories");
         fs::create_dir(&to).expect("a directory");
-        let failure = copy(&directory(&from), &directory(&to)).expect_err("too deep");
+        let failure = copy(&directory(&from), &directory(&to), &[]).expect_err("too deep");
         assert!(failure.message.contains("levels deep"), "{failure}");
     }
 }

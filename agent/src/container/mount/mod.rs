@@ -255,7 +255,7 @@ fn file_system(
                 doing()
             )));
         }
-        copy_up::copy(&place, &made)
+        copy_up::copy(&place, &made, &parameters)
             .map_err(|failure| Failure::new(failure.code, format!("{}: {failure}", doing())))?;
     }
     set_all_attributes(made.as_fd(), options).or_fail(doing)?;
