@@ -9,6 +9,7 @@ const TELL: &str = r"
 id -u; id -g; id -G; umask; pwd; echo $A $HOME
 hostname; cat /proc/sys/kernel/domainname
 ulimit -n; ulimit -Hn; cat /proc/sys/vm/max_map_count
+grep processes /proc/self/limits | tr -s ' ' | cut -d ' ' -f 3; cat /proc/sys/fs/inotify/max_user_watches
 cat /proc/self/oom_score_adj /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax
 for name in CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs; do grep $name: /proc/self/status; done | cut -f 2
 cut -d ' ' -f 19 /proc/self/stat
@@ -61,6 +62,8 @@ fn process_is_as_configured() {
         "100",
         // More than the kernel allows by itself.
         "2000000",
+        "1048576",
+        "unlimited",
         "1048576",
         "123",
         "321",
