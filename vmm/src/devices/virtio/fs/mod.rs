@@ -44,6 +44,8 @@
 //! the next, unless size or mtime change before. There is no write-back cache:
 //! what a `write` in the guest returned from is on the host.
 //!
+//! Locks are the guest's own: those of other guests, and of the host, are not asked for.
+//!
 //! A directory that the host changes while the guest runs must therefore not be
 //! put at `<container>/rootfs`.
 
