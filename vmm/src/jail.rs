@@ -18,7 +18,8 @@
 //! Each thread then gives up its capabilities ([`drop_capabilities`]) and installs
 //! its filter ([`crate::seccomp`]). The threads of virtio-fs keep those of
 //! [`FS_CAPABILITIES`], which hold only inside the user namespace: they let file
-//! ownership and permissions be the guest's business. `CAP_MKNOD` is among them for
+//! ownership and permissions be the guest's business, and stay effective while a
+//! thread makes a file as one of the guest's users. `CAP_MKNOD` is among them for
 //! form only, since the kernel makes device nodes for nobody in a user namespace.
 #![expect(unsafe_code, reason = "forks while there is one thread")]
 

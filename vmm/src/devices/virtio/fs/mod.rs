@@ -28,9 +28,11 @@
 //! made; other device nodes cannot (`EPERM`), here as in any user namespace.
 //! In one, `trusted.*` attributes are refused too.
 //!
-//! Files are created with the caller's uid, gid and supplementary groups; ACLs
-//! and umask are the host kernel's work. Locks (`flock`, POSIX) are the guest kernel's: one guest has
-//! the directory.
+//! Files are created with the caller's uid, gid and supplementary groups, and
+//! with all capabilities that a thread has: whether the caller may is decided by
+//! the guest's kernel ([`privileges`]). ACLs and umask are the host kernel's
+//! work. Locks (`flock`, POSIX) are the guest kernel's: one guest has the
+//! directory.
 //!
 //! Every inode that the guest remembers is a descriptor here. When there are
 //! many, [`Fs::alarm`] says so; when `RLIMIT_NOFILE` is used up, the guest gets
@@ -141,7 +143,8 @@ impl Fs {
     /// To be called after the jail's namespaces have been entered, for threads
     /// cannot follow later, and with the capabilities that the threads are to
     /// keep: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
-    /// `SETGID` and `SETUID`. `shared_dir` is the jail's root, opened after
+    /// `SETGID` and `SETUID`; and with `SETPCAP`, which `confine` may take from
+    /// them. `shared_dir` is the jail's root, opened after
     /// entering it; `proc_self_fd` is `/proc/self/fd` of this very process,
     /// opened before. Raises the soft limit of open files to the hard one.
     pub fn new(

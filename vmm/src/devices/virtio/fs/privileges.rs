@@ -1,13 +1,29 @@
-//! Giving up `CAP_FSETID` for one call, so that the host kernel clears the
-//! set-user-id and set-group-id bits as the guest's kernel asked
+//! Capabilities of the threads: kept while a thread makes a file as another
+//! user, and `CAP_FSETID` given up for one call, so that the host kernel clears
+//! the set-user-id and set-group-id bits as the guest's kernel asked
 //! (`FUSE_HANDLE_KILLPRIV_V2`).
 //!
-//! virtiofsd would do it through libcap-ng, which reads `/proc/self/status` by
-//! path: in the jail, that path belongs to the guest.
+//! virtiofsd would do the latter through libcap-ng, which reads
+//! `/proc/self/status` by path: in the jail, that path belongs to the guest.
 
 use std::io;
 
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, capabilities, capabilities_secure_bits,
+    set_capabilities, set_capabilities_secure_bits,
+};
+
+/// Makes a change of the effective user id leave this thread's capabilities
+/// alone. A file's maker is its owner that way, and whether they may make it has
+/// been decided by the guest's kernel, which knows what capabilities they have
+/// there: the host's check must not come to another answer. What the thread
+/// may do as root it may then do as the owner, and nothing else.
+///
+/// Needs `CAP_SETPCAP`; holds until the thread ends.
+pub(super) fn keep_across_users() -> io::Result<()> {
+    let bits = capabilities_secure_bits()? | CapabilitiesSecureBits::NO_SETUID_FIXUP;
+    Ok(set_capabilities_secure_bits(bits)?)
+}
 
 /// This thread is without `CAP_FSETID` for as long as this lives.
 #[derive(Debug)]

@@ -22,6 +22,7 @@ use rustix::fs::Mode;
 use rustix::thread::UnshareFlags;
 use thiserror::Error;
 
+use super::privileges;
 use super::request::Requests;
 use super::session::Session;
 
@@ -37,6 +38,8 @@ pub enum WorkerError {
     Spawn(#[source] io::Error),
     #[error("virtio-fs thread cannot enter the shared directory")]
     Enter(#[source] io::Error),
+    #[error("virtio-fs thread cannot keep its capabilities for all users")]
+    Privileges(#[source] io::Error),
     #[error("virtio-fs thread cannot be confined")]
     Confine(#[source] io::Error),
     #[error("virtio-fs thread ended as it started")]
@@ -155,6 +158,7 @@ impl Task {
     fn run(self, started: &Sender<Result<(), WorkerError>>) {
         let ready = enter(&*self.directory)
             .map_err(WorkerError::Enter)
+            .and_then(|()| privileges::keep_across_users().map_err(WorkerError::Privileges))
             .and_then(|()| (self.confine)().map_err(WorkerError::Confine));
         let failed = ready.is_err();
         // Whoever started this thread waits for the message.

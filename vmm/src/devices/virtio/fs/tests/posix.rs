@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::mem::size_of;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 
 use virtiofsd::filesystem::ROOT_ID;
 use virtiofsd::fuse::{
@@ -110,6 +110,37 @@ fn files_belong_to_the_caller_and_keep_their_mode() {
     guest.call(Opcode::Setattr, root, chown.as_slice()).ok();
     let file = fs::metadata(shared.path().join("root")).unwrap();
     assert_eq!((file.uid(), file.gid()), (99, 98));
+}
+
+/// As root of a user namespace in the guest does: its kernel sees a capability
+/// over the directory, the host a user like any other.
+#[test]
+fn caller_makes_files_in_a_directory_that_is_anothers() {
+    let (mut guest, shared) = Guest::mounted(1);
+    let dir = shared.path().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    chown(&dir, Some(1001), Some(1001)).unwrap();
+    let parent = guest.walk("dir");
+    (guest.uid, guest.gid) = (1000, 1002);
+    // The second time, after the thread has changed its user and back.
+    for round in ["1", "2"] {
+        let name = |kind: &str| format!("{kind}-{round}");
+        guest.create(parent, &name("file"), 0o600);
+        mkdir(&mut guest, parent, &name("dir"), 0o700);
+        let mknod = MknodIn {
+            mode: libc::S_IFIFO | 0o600,
+            ..MknodIn::default()
+        };
+        let body = named(mknod.as_slice(), &[&name("fifo")]);
+        guest.call(Opcode::Mknod, parent, &body).ok();
+        let body = named(&[], &[&name("link"), "/nowhere"]);
+        guest.call(Opcode::Symlink, parent, &body).ok();
+        for kind in ["file", "dir", "fifo", "link"] {
+            let made = fs::symlink_metadata(dir.join(name(kind))).unwrap();
+            assert_eq!((made.uid(), made.gid()), (1000, 1002), "{kind}");
+        }
+    }
 }
 
 #[test]
