@@ -15,8 +15,9 @@
 //! numbers), supplementary groups on creation, nor a limit on descriptors.
 //! What virtiofsd lacks is here, in front of it: `O_TMPFILE` ([`unnamed`]),
 //! checks of names, offsets, flags and device numbers that it leaves out or
-//! would panic on ([`filesystem`], [`request`]), and clearing set-user-id bits
-//! without libcap-ng, which reads `/proc` by path ([`privileges`]).
+//! would panic on ([`filesystem`], [`request`]), listings that go on after a name
+//! that cannot be looked up ([`listing`]), and clearing set-user-id bits without
+//! libcap-ng, which reads `/proc` by path ([`privileges`]).
 //!
 //! # The jail
 //! Nothing is opened by an absolute path. Threads work in the shared directory,
@@ -53,6 +54,7 @@
 
 mod crowd;
 mod filesystem;
+mod listing;
 mod memory;
 mod node;
 mod privileges;

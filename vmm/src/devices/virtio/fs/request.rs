@@ -18,6 +18,7 @@ use virtiofsd::server::Server;
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
 use super::crowd::Crowd;
+use super::listing::Listing;
 use super::memory::ServerMemory;
 use super::shared::SharedFs;
 
@@ -29,6 +30,8 @@ pub(super) type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap<BitmapMmapRegion
 /// Answers requests, on any number of threads.
 pub(super) struct Requests {
     server: Server<SharedFs>,
+    /// Serves `READDIRPLUS`.
+    lister: Server<Listing>,
     fs: SharedFs,
     crowd: Crowd,
 }
@@ -37,6 +40,7 @@ impl Requests {
     pub(super) fn new(fs: SharedFs, crowd: Crowd) -> Self {
         Self {
             server: Server::new(fs.clone()),
+            lister: Server::new(Listing::new(fs.clone())),
             fs,
             crowd,
         }
@@ -76,6 +80,7 @@ impl Requests {
             _ if writer.available_bytes() < size_of::<OutHeader>() => return 0,
             _ => {}
         }
+        let is_listing = matches!(opcode, Some(Opcode::Readdirplus));
         let written = match opcode {
             Some(Opcode::Destroy) => {
                 self.server.destroy();
@@ -83,9 +88,12 @@ impl Requests {
             }
             Some(Opcode::TmpFile) => self.tmpfile(header, body, writer),
             _ => {
-                let written = self
-                    .server
-                    .handle_message(reader, writer.clone(), None::<&mut ()>);
+                let to = writer.clone();
+                let written = if is_listing {
+                    self.lister.handle_message(reader, to, None::<&mut ()>)
+                } else {
+                    self.server.handle_message(reader, to, None::<&mut ()>)
+                };
                 match written {
                     Ok(written) => u32::try_from(written).unwrap_or(0),
                     Err(error) => {
@@ -95,8 +103,7 @@ impl Requests {
                 }
             }
         };
-        self.crowd
-            .served_one(matches!(opcode, Some(Opcode::Readdirplus)));
+        self.crowd.served_one(is_listing);
         written
     }
 

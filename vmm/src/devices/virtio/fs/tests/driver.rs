@@ -127,10 +127,24 @@ impl Guest {
     /// A mounted device that serves a new directory.
     pub(super) fn mounted(threads: u8) -> (Self, TempDir) {
         let shared = tempfile::tempdir().unwrap();
-        let mut guest = Self::new(device(shared.path(), threads));
+        let guest = Self::mount(device(shared.path(), threads));
+        (guest, shared)
+    }
+
+    /// With so few descriptors for the guest.
+    pub(super) fn mounted_with_fd_limit(limit: u64) -> (Self, TempDir) {
+        let shared = tempfile::tempdir().unwrap();
+        let confine = Box::new(|| Ok(()));
+        let root = directory(shared.path());
+        let fs = Fs::with_guest_fd_limit(&config(1), root, proc_self_fd(), confine, limit);
+        (Self::mount(fs.unwrap()), shared)
+    }
+
+    fn mount(fs: Fs) -> Self {
+        let mut guest = Self::new(fs);
         guest.activate();
         guest.init(CAPABLE).ok();
-        (guest, shared)
+        guest
     }
 
     pub(super) fn new(fs: Fs) -> Self {

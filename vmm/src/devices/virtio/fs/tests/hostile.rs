@@ -310,20 +310,10 @@ fn alarm_is_given_when_many_files_are_remembered() {
 
 #[test]
 fn descriptors_run_out_for_the_guest_alone() {
-    let shared = tempfile::tempdir().unwrap();
+    let (mut guest, shared) = Guest::mounted_with_fd_limit(50);
     for number in 0..100 {
         fs::write(shared.path().join(number.to_string()), "").unwrap();
     }
-    let fs = Fs::with_guest_fd_limit(
-        &super::driver::config(1),
-        super::driver::directory(shared.path()),
-        super::driver::proc_self_fd(),
-        Box::new(|| Ok(())),
-        50,
-    );
-    let mut guest = Guest::new(fs.unwrap());
-    guest.activate();
-    guest.init(super::driver::CAPABLE).ok();
     let errors: Vec<i32> = (0..100)
         .map(|number| guest.lookup(ROOT_ID, &number.to_string()).errno())
         .collect();

@@ -9,5 +9,6 @@
 mod driver;
 mod hostile;
 mod lifecycle;
+mod listings;
 mod posix;
 mod unnamed_files;

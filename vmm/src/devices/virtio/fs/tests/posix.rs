@@ -1,19 +1,17 @@
 //! What programs in a container do with files.
 
-use std::collections::HashSet;
 use std::fs;
-use std::mem::size_of;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 
 use virtiofsd::filesystem::ROOT_ID;
 use virtiofsd::fuse::{
-    AttrOut, CopyfilerangeIn, CreateIn, Dirent, EntryOut, FallocateIn, ForgetIn, ForgetOne,
-    GetattrIn, GetxattrIn, GetxattrOut, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode,
-    OpenIn, OpenOut, ReadIn, ReleaseIn, Rename2In, SetattrIn, SetxattrIn, WriteIn, WriteOut,
+    AttrOut, CopyfilerangeIn, CreateIn, EntryOut, FallocateIn, GetattrIn, GetxattrIn, GetxattrOut,
+    LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode, OpenOut, Rename2In, SetattrIn, SetxattrIn,
+    WriteIn, WriteOut,
 };
 use vm_memory::ByteValued;
 
-use super::driver::{Guest, named, object, open_below};
+use super::driver::{Guest, named, object};
 
 fn mkdir(guest: &mut Guest, parent: u64, name: &str, mode: u32) -> u64 {
     let mkdir = MkdirIn { mode, umask: 0 };
@@ -408,75 +406,6 @@ fn fifos_sockets_and_whiteouts_can_be_made_but_no_devices() {
     // Opening one would wait for a writer.
     let fifo = guest.walk("fifo");
     assert_eq!(guest.open(fifo, libc::O_RDONLY).errno(), libc::EBADF);
-}
-
-#[test]
-fn big_directory_is_read_whole_and_forgotten() {
-    const FILES: usize = 5000;
-    let (mut guest, shared) = Guest::mounted(1);
-    for number in 0..FILES {
-        let name = format!("{number}-{}", "long".repeat(50));
-        fs::write(shared.path().join(name), "").unwrap();
-    }
-    let open: OpenOut = guest
-        .call(Opcode::Opendir, ROOT_ID, OpenIn::default().as_slice())
-        .get();
-    let mut names = HashSet::new();
-    let mut nodes = vec![];
-    let mut offset = 0;
-    loop {
-        let read = ReadIn {
-            fh: open.fh,
-            offset,
-            size: 64 << 10,
-            ..ReadIn::default()
-        };
-        let body = guest
-            .call(Opcode::Readdirplus, ROOT_ID, read.as_slice())
-            .ok();
-        if body.is_empty() {
-            break;
-        }
-        let mut rest = &body[..];
-        while !rest.is_empty() {
-            let entry: EntryOut = object(rest);
-            let dirent: Dirent = object(&rest[size_of::<EntryOut>()..]);
-            let start = size_of::<EntryOut>() + size_of::<Dirent>();
-            let len = dirent.namelen as usize;
-            let name = String::from_utf8(rest[start..start + len].to_vec()).unwrap();
-            if entry.nodeid != 0 {
-                nodes.push(entry.nodeid);
-                assert!(names.insert(name), "twice");
-            }
-            offset = dirent.off;
-            rest = &rest[(start + len).next_multiple_of(8)..];
-        }
-    }
-    assert_eq!(names.len(), FILES);
-    let release = ReleaseIn {
-        fh: open.fh,
-        ..ReleaseIn::default()
-    };
-    guest
-        .call(Opcode::Releasedir, ROOT_ID, release.as_slice())
-        .ok();
-
-    assert_eq!(open_below(shared.path()), FILES);
-    let batch: Vec<u8> = nodes[1..]
-        .iter()
-        .flat_map(|&nodeid| ForgetOne { nodeid, nlookup: 1 }.as_slice().to_vec())
-        .collect();
-    let mut body = u32::try_from(nodes.len() - 1)
-        .unwrap()
-        .to_le_bytes()
-        .to_vec();
-    body.extend([0; 4]);
-    body.extend(batch);
-    guest.post(Opcode::BatchForget, 0, &body);
-    guest.post(Opcode::Forget, nodes[0], ForgetIn { nlookup: 1 }.as_slice());
-    assert_eq!(open_below(shared.path()), 0);
-    let gone = guest.call(Opcode::Getattr, nodes[0], GetattrIn::default().as_slice());
-    assert_eq!(gone.errno(), libc::EBADF);
 }
 
 #[test]
