@@ -144,7 +144,8 @@ fn path_of(directory: &OwnedFd) -> Result<PathBuf, JailError> {
         .map_err(JailError::SharedDirectory)
 }
 
-fn enter_namespaces() -> Result<(), JailError> {
+/// The second and the third step.
+pub(crate) fn enter_namespaces() -> Result<(), JailError> {
     let (start, entered) = step("making a pipe", pipe())?;
     let (done, mapped) = step("making a pipe", pipe())?;
     let pid = fs::read_link("/proc/self").map_err(JailError::SharedDirectory)?;

@@ -15,6 +15,7 @@ use virtiofsd::passthrough::PassthroughFs;
 
 use super::node::{Kind, Node, check_name};
 use super::privileges::WithoutFsetid;
+use super::setid::has_bits;
 use super::shared::{Place, SharedFs, directory, tell, tell_absent};
 
 /// What a guest may ask for when it opens a file. Of the others, `O_DIRECT` is
@@ -49,6 +50,18 @@ fn check_device(mode: u32, rdev: u32) -> io::Result<()> {
         libc::S_IFCHR if rdev != 0 => Err(Errno::PERM.into()),
         _ => Ok(()),
     }
+}
+
+/// Whether a file's size is set, by somebody who may leave its set-user-id bits,
+/// and nothing that changes those by itself.
+fn truncates(valid: SetattrValid) -> bool {
+    let changes_bits =
+        SetattrValid::MODE | SetattrValid::UID | SetattrValid::GID | SetattrValid::KILL_SUIDGID;
+    valid.contains(SetattrValid::SIZE) && !valid.intersects(changes_bits)
+}
+
+fn writes(flags: u32) -> bool {
+    flags.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 fn cached_file(kind: Kind) -> OpenOptions {
@@ -133,13 +146,23 @@ impl FileSystem for SharedFs {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
-        let kind = Node::from(inode).kind;
-        let _privileges = WithoutFsetid::when(valid.contains(SetattrValid::KILL_SUIDGID))?;
+        let node = Node::from(inode);
+        let kill_priv = valid.contains(SetattrValid::KILL_SUIDGID);
+        let _privileges = WithoutFsetid::when(kill_priv)?;
         let attr = match self.place(inode)? {
-            Place::Served(number) => self.served().setattr(ctx, number, attr, handle, valid)?.0,
+            Place::Served(number) if truncates(valid) && self.may_lose_bits(ctx, node)? => {
+                self.keeping_bits(ctx, number, || {
+                    self.served().setattr(ctx, number, attr, handle, valid)
+                })?;
+                self.served().getattr(ctx, number, handle)?.0
+            }
+            Place::Served(number) => {
+                let _clearing = self.clearing(node);
+                self.served().setattr(ctx, number, attr, handle, valid)?.0
+            }
             Place::Unnamed(file) => file.set_attr(&attr, valid)?,
         };
-        Ok((attr, kind.validity()))
+        Ok((attr, node.kind.validity()))
     }
 
     fn readlink(&self, ctx: Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -246,13 +269,22 @@ impl FileSystem for SharedFs {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        let kind = Node::from(inode).kind;
+        let node = Node::from(inode);
         match self.place(inode)? {
             Place::Served(number) => {
-                let _privileges = WithoutFsetid::when(kill_priv)?;
-                let (handle, options) =
-                    self.served().open(ctx, number, false, open_flags(flags))?;
-                Ok((handle, options | cached_file(kind)))
+                let has_bits = writes(flags) && self.may_lose_bits(ctx, node)?;
+                let open = || self.served().open(ctx, number, false, open_flags(flags));
+                let (handle, options) = if has_bits && !kill_priv {
+                    self.keeping_bits(ctx, number, open)?
+                } else {
+                    let _clearing = self.clearing(node);
+                    let _privileges = WithoutFsetid::when(kill_priv)?;
+                    open()?
+                };
+                if let Some(handle) = handle.filter(|_| has_bits) {
+                    self.set_ids().remember(handle);
+                }
+                Ok((handle, options | cached_file(node.kind)))
             }
             Place::Unnamed(_) => Ok((None, OpenOptions::empty())),
         }
@@ -283,6 +315,9 @@ impl FileSystem for SharedFs {
             umask,
             extensions,
         )?;
+        if let Some(handle) = handle.filter(|_| kind.is_remembered() && has_bits(&entry.attr)) {
+            self.set_ids().remember(handle);
+        }
         Ok((tell(entry, kind), handle, options | cached_file(kind)))
     }
 
@@ -322,18 +357,29 @@ impl FileSystem for SharedFs {
         check_range(offset, size.into())?;
         let _privileges = WithoutFsetid::when(kill_priv)?;
         match self.place(inode)? {
-            Place::Served(number) => self.served().write(
-                ctx,
-                number,
-                handle,
-                r,
-                size,
-                offset,
-                lock_owner,
-                delayed_write,
-                false,
-                flags,
-            ),
+            Place::Served(number) => {
+                let write = || {
+                    self.served().write(
+                        ctx,
+                        number,
+                        handle,
+                        r,
+                        size,
+                        offset,
+                        lock_owner,
+                        delayed_write,
+                        false,
+                        flags,
+                    )
+                };
+                // Nobody knows who wrote what the guest's cache writes back.
+                if !kill_priv && !delayed_write && self.set_ids().knows(handle) {
+                    self.keeping_bits(ctx, number, write)
+                } else {
+                    let _clearing = self.clearing(Node::from(inode));
+                    write()
+                }
+            }
             Place::Unnamed(file) => {
                 let append = super::unnamed::append(delayed_write, flags);
                 r.write_to_file_at(file.file(), size as usize, offset, append)
@@ -365,9 +411,11 @@ impl FileSystem for SharedFs {
     ) -> io::Result<()> {
         check_range(offset, length)?;
         match self.place(inode)? {
-            Place::Served(number) => self
-                .served()
-                .fallocate(ctx, number, handle, mode, offset, length),
+            Place::Served(number) => {
+                let _clearing = self.clearing(Node::from(inode));
+                self.served()
+                    .fallocate(ctx, number, handle, mode, offset, length)
+            }
             Place::Unnamed(file) => file.allocate(mode, offset, length),
         }
     }
@@ -384,6 +432,7 @@ impl FileSystem for SharedFs {
     ) -> io::Result<()> {
         match self.place(inode)? {
             Place::Served(number) => {
+                self.set_ids().forget(handle);
                 self.served()
                     .release(ctx, number, flags, handle, flush, flock_release, lock_owner)
             }
@@ -512,10 +561,15 @@ impl FileSystem for SharedFs {
         flags: u64,
     ) -> io::Result<usize> {
         match (self.place(inode_in)?, self.place(inode_out)?) {
-            (Place::Served(number_in), Place::Served(number_out)) => self.served().copyfilerange(
-                ctx, number_in, handle_in, offset_in, number_out, handle_out, offset_out, len,
-                flags,
-            ),
+            // A copy does not say whether set-user-id bits are to stay; a write does.
+            _ if self.set_ids().knows(handle_out) => Err(Errno::XDEV.into()),
+            (Place::Served(number_in), Place::Served(number_out)) => {
+                let _clearing = self.clearing(Node::from(inode_out));
+                self.served().copyfilerange(
+                    ctx, number_in, handle_in, offset_in, number_out, handle_out, offset_out, len,
+                    flags,
+                )
+            }
             // The guest's kernel then reads and writes.
             _ => Err(Errno::XDEV.into()),
         }

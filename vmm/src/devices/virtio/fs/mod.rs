@@ -16,8 +16,9 @@
 //! What virtiofsd lacks is here, in front of it: `O_TMPFILE` ([`unnamed`]),
 //! checks of names, offsets, flags and device numbers that it leaves out or
 //! would panic on ([`filesystem`], [`request`]), listings that go on after a name
-//! that cannot be looked up ([`listing`]), and clearing set-user-id bits without
-//! libcap-ng, which reads `/proc` by path ([`privileges`]).
+//! that cannot be looked up ([`listing`]), clearing set-user-id bits without
+//! libcap-ng, which reads `/proc` by path ([`privileges`]), and not clearing them
+//! where the host's kernel would ([`setid`]).
 //!
 //! # The jail
 //! Nothing is opened by an absolute path. Threads work in the shared directory,
@@ -60,6 +61,7 @@ mod node;
 mod privileges;
 mod request;
 mod session;
+mod setid;
 mod shared;
 mod unnamed;
 mod worker;

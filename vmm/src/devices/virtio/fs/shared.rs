@@ -15,6 +15,7 @@ use virtiofsd::oslib::ReadvFlags;
 use virtiofsd::passthrough::{CachePolicy, Config, NegotiationMode, PassthroughFs};
 
 use super::node::{Kind, Node};
+use super::setid::SetIds;
 use super::unnamed::{UnnamedFile, UnnamedFiles};
 
 /// What the guest's kernel must know for all operations to have the effect they
@@ -42,6 +43,7 @@ pub(super) struct SharedFs(Arc<State>);
 struct State {
     served: PassthroughFs,
     unnamed: UnnamedFiles,
+    set_ids: SetIds,
     proc_self_fd: OwnedFd,
     mounted: AtomicBool,
 }
@@ -81,6 +83,7 @@ impl SharedFs {
         Ok(Self(Arc::new(State {
             served: PassthroughFs::new(config)?,
             unnamed: UnnamedFiles::default(),
+            set_ids: SetIds::default(),
             proc_self_fd,
             mounted: AtomicBool::new(false),
         })))
@@ -92,6 +95,10 @@ impl SharedFs {
 
     pub(super) fn unnamed(&self) -> &UnnamedFiles {
         &self.0.unnamed
+    }
+
+    pub(super) fn set_ids(&self) -> &SetIds {
+        &self.0.set_ids
     }
 
     pub(super) fn proc_self_fd(&self) -> BorrowedFd<'_> {
@@ -124,6 +131,7 @@ impl SharedFs {
     pub(super) fn unmount(&self) {
         self.0.served.destroy();
         self.0.unnamed.clear();
+        self.0.set_ids.clear();
         self.0.mounted.store(false, Ordering::Release);
     }
 

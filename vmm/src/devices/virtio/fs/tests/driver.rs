@@ -131,6 +131,15 @@ impl Guest {
         (guest, shared)
     }
 
+    /// Served by threads that are confined as those of a microVM.
+    pub(super) fn mounted_in_the_jail(threads: u8) -> (Self, TempDir) {
+        let shared = tempfile::tempdir().unwrap();
+        let confine = Box::new(crate::seccomp::confine_fs);
+        let root = directory(shared.path());
+        let fs = Fs::new(&config(threads), root, proc_self_fd(), confine);
+        (Self::mount(fs.unwrap()), shared)
+    }
+
     /// With so few descriptors for the guest.
     pub(super) fn mounted_with_fd_limit(limit: u64) -> (Self, TempDir) {
         let shared = tempfile::tempdir().unwrap();

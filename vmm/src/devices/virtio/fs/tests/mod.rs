@@ -8,6 +8,7 @@
 
 mod driver;
 mod hostile;
+mod jailed;
 mod lifecycle;
 mod listings;
 mod posix;
