@@ -6,6 +6,7 @@
 //! can write into its containers' roots and volumes but not beside them, into
 //! the host's memory.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use thiserror::Error;
 
 use super::id::ContainerId;
 use super::mount_tree::{MountTree, Reach};
-use super::plan::{BindOptions, HostMount, PathKind, ReadOnly};
+use super::plan::{BindOptions, HostMount, Mounted, PathKind, ReadOnly};
 use super::store;
 
 /// Names of a container's root file system below its directory, told apart by
@@ -37,6 +38,11 @@ pub enum MountError {
     Shared { path: PathBuf, source: Errno },
     #[error("cannot make the mount point {}", path.display())]
     Target { path: PathBuf, source: Errno },
+    #[error("mount at {destination}")]
+    Volume {
+        destination: String,
+        source: Box<MountError>,
+    },
     #[error("cannot mount {source_path} ({kind}) on {}", target.display())]
     Mount {
         kind: String,
@@ -46,7 +52,7 @@ pub enum MountError {
     },
     #[error("mount options of {0} bytes are more than the {MOUNT_DATA_MAX} that mount(2) takes")]
     OptionsTooLong(usize),
-    #[error("mount option {0:?} is not supported for a root file system")]
+    #[error("mount option {0:?} is not one of the kernel's")]
     Option(String),
     #[error("cannot unmount {}", path.display())]
     Unmount { path: PathBuf, source: Errno },
@@ -112,13 +118,13 @@ impl SharedDir {
         root: &Path,
         rootfs: &Path,
         root_mounts: &[RootMount],
-        binds: &[HostMount],
+        volumes: &[HostMount],
     ) -> Result<ContainerMounts, MountError> {
         let mut mounts = ContainerMounts {
             dir: self.path.join(id.as_str()),
             mounted: Vec::new(),
         };
-        let result = self.fill(&mut mounts, id, root, rootfs, root_mounts, binds);
+        let result = self.fill(&mut mounts, id, root, rootfs, root_mounts, volumes);
         match result {
             Ok(()) => Ok(mounts),
             Err(err) => {
@@ -137,7 +143,7 @@ impl SharedDir {
         root: &Path,
         rootfs: &Path,
         root_mounts: &[RootMount],
-        binds: &[HostMount],
+        volumes: &[HostMount],
     ) -> Result<(), MountError> {
         let below = Path::new(id.as_str());
         self.make_dir(below)?;
@@ -152,24 +158,43 @@ impl SharedDir {
                 mounts.mounted.push(target.clone());
             }
         }
-        if !binds.is_empty() {
+        if !volumes.is_empty() {
             self.make_dir(&below.join("mounts"))?;
         }
-        for mount in binds {
-            match mount.kind {
-                PathKind::Directory => self.make_dir(&mount.target)?,
-                PathKind::File
-                | PathKind::BlockDevice
-                | PathKind::GuestDevice(_)
-                | PathKind::Other(_) => {
-                    self.make_file(&mount.target)?;
-                }
-            }
-            let target = self.path.join(&mount.target);
-            bind(&mount.source, &target, mount.bind)?;
+        for volume in volumes {
+            let mounted = self.mount_volume(volume);
+            let target = mounted.map_err(|err| MountError::Volume {
+                destination: volume.destination.clone(),
+                source: Box::new(err),
+            })?;
             mounts.mounted.push(target);
         }
         Ok(())
+    }
+
+    fn mount_volume(&self, volume: &HostMount) -> Result<PathBuf, MountError> {
+        let target = self.path.join(&volume.target);
+        match &volume.what {
+            Mounted::Bind {
+                source,
+                kind,
+                options,
+            } => {
+                match kind {
+                    PathKind::Directory => self.make_dir(&volume.target)?,
+                    PathKind::File
+                    | PathKind::BlockDevice
+                    | PathKind::GuestDevice(_)
+                    | PathKind::Other(_) => self.make_file(&volume.target)?,
+                }
+                bind(source, &target, *options)?;
+            }
+            Mounted::Overlay { options, read_only } => {
+                self.make_dir(&volume.target)?;
+                mount_overlay(options, *read_only, &target)?;
+            }
+        }
+        Ok(target)
     }
 
     fn make_dir(&self, below: &Path) -> Result<(), MountError> {
@@ -319,15 +344,36 @@ fn mount_root(root: &RootMount, target: &Path) -> Result<(), MountError> {
         return bind(Path::new(&root.source), target, options);
     }
     let (flags, data) = parse_options(&root.options)?;
-    let data = std::ffi::CString::new(data).map_err(|_| MountError::Option("\\0".to_owned()))?;
-    mount(&root.source, target, &root.kind, flags, data.as_c_str()).map_err(|source| {
-        MountError::Mount {
-            kind: root.kind.clone(),
-            source_path: root.source.clone(),
-            target: target.to_owned(),
-            source,
-        }
+    mount_new(&root.source, &root.kind, flags, &data, target).map_err(|source| MountError::Mount {
+        kind: root.kind.clone(),
+        source_path: root.source.clone(),
+        target: target.to_owned(),
+        source,
     })
+}
+
+/// Its options say what is mounted.
+fn mount_overlay(options: &[String], read_only: bool, target: &Path) -> Result<(), MountError> {
+    let (mut flags, data) = parse_options(options)?;
+    flags.set(MountFlags::RDONLY, read_only);
+    mount_new("overlay", "overlay", flags, &data, target).map_err(|source| MountError::Mount {
+        kind: "overlay".to_owned(),
+        source_path: data,
+        target: target.to_owned(),
+        source,
+    })
+}
+
+/// A file system that is mounted for the first time has its flags before it is attached.
+fn mount_new(
+    source: &str,
+    kind: &str,
+    flags: MountFlags,
+    data: &str,
+    target: &Path,
+) -> Result<(), Errno> {
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    mount(source, target, kind, flags, data.as_c_str())
 }
 
 /// Splits options into mount(2)'s flags and what is the file system's own.

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use lazaret_runtime::sandbox::Chain;
 use lazaret_runtime::sandbox::id::ContainerId;
 use lazaret_runtime::sandbox::mounts::{ContainerMounts, MountError, SharedDir};
-use lazaret_runtime::sandbox::plan::{BindOptions, HostMount, PathKind, ReadOnly};
+use lazaret_runtime::sandbox::plan::{BindOptions, HostMount, Mounted, PathKind, ReadOnly};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
@@ -40,16 +41,48 @@ fn below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+const READ_ONLY: BindOptions = BindOptions {
+    recursive: true,
+    read_only: ReadOnly::Tree,
+    follows_host: false,
+};
+
 fn volume(dir: &Path, name: &str, at: usize) -> HostMount {
-    HostMount {
-        source: dir.join(name),
-        target: PathBuf::from(format!("box/mounts/{at}")),
-        kind: PathKind::Directory,
-        bind: BindOptions {
-            recursive: true,
-            read_only: ReadOnly::Tree,
-            follows_host: false,
+    bound(dir, name, at, READ_ONLY)
+}
+
+fn bound(dir: &Path, name: &str, at: usize, options: BindOptions) -> HostMount {
+    let source = dir.join(name);
+    mounted_at(
+        at,
+        Mounted::Bind {
+            source,
+            kind: PathKind::Directory,
+            options,
         },
+    )
+}
+
+fn overlay(at: usize, lower: &Path, upper: &Path, read_only: bool) -> HostMount {
+    let options = [
+        format!("lowerdir={}", lower.display()),
+        format!("upperdir={}/upper", upper.display()),
+        format!("workdir={}/work", upper.display()),
+    ];
+    mounted_at(
+        at,
+        Mounted::Overlay {
+            options: options.into(),
+            read_only,
+        },
+    )
+}
+
+fn mounted_at(at: usize, what: Mounted) -> HostMount {
+    HostMount {
+        destination: format!("/volume/{at}"),
+        target: PathBuf::from(format!("box/mounts/{at}")),
+        what,
     }
 }
 
@@ -89,8 +122,9 @@ fn a_mount_that_cannot_be_made_undoes_those_before_it() {
         let path = dir.join("shared");
         let shared = SharedDir::create(path.clone()).unwrap();
         let binds = [volume(dir, "one", 0), volume(dir, "none", 1)];
-        let err = mounted(&shared, dir, &binds).unwrap_err().to_string();
-        assert!(err.contains("cannot mount"), "{err}");
+        let err = mounted(&shared, dir, &binds).unwrap_err();
+        let err = Chain(&err).to_string();
+        assert!(err.starts_with("mount at /volume/1: cannot mount"), "{err}");
         assert!(err.contains("none (bind)"), "{err}");
         assert_eq!(below(&path), Vec::<PathBuf>::new());
         assert!(!path.join("box").exists());
@@ -149,10 +183,15 @@ fn what_is_read_only_is_so_in_a_jail_that_was_there_before() {
         let jail = Jail::enter();
         fs::create_dir(dir.join("two/below")).unwrap();
         tmpfs(&dir.join("two/below"));
-        let mut writable = volume(dir, "one", 2);
-        writable.bind.read_only = ReadOnly::No;
-        let mut alone = volume(dir, "two", 3);
-        alone.bind.read_only = ReadOnly::Mount;
+        let with = |name, at, read_only| {
+            let options = BindOptions {
+                read_only,
+                ..READ_ONLY
+            };
+            bound(dir, name, at, options)
+        };
+        let writable = with("one", 2, ReadOnly::No);
+        let alone = with("two", 3, ReadOnly::Mount);
         let binds = [
             volume(dir, "one", 0),
             volume(dir, "two", 1),
@@ -187,8 +226,11 @@ fn later_mounts_of_the_host_are_seen_where_it_is_wished() {
         mount_change(dir.join("one"), MountPropagationFlags::SHARED).unwrap();
         let shared = SharedDir::create(dir.join("shared")).unwrap();
         let jail = Jail::enter();
-        let mut following = volume(dir, "one", 1);
-        following.bind.follows_host = true;
+        let follows_host = BindOptions {
+            follows_host: true,
+            ..READ_ONLY
+        };
+        let following = bound(dir, "one", 1, follows_host);
         let binds = [volume(dir, "one", 0), following];
         let mounts = mounted(&shared, dir, &binds).unwrap();
         tmpfs(&dir.join("one/below"));
@@ -201,5 +243,77 @@ fn later_mounts_of_the_host_are_seen_where_it_is_wished() {
         jail.leave();
         shared.unmount_container(mounts).unwrap();
         unmount(dir.join("one"), UnmountFlags::DETACH).unwrap();
+    });
+}
+
+/// Directories on a tmpfs: one on an overlay could not be the upper of another.
+fn layers(dir: &Path) -> PathBuf {
+    let layers = dir.join("two");
+    tmpfs(&layers);
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(layers.join(name)).unwrap();
+    }
+    fs::write(layers.join("lower/below"), "below").unwrap();
+    layers
+}
+
+#[test]
+fn overlays_are_written_above_what_is_below() {
+    apart(|dir| {
+        let shared = SharedDir::create(dir.join("shared")).unwrap();
+        let jail = Jail::enter();
+        let layers = layers(dir);
+        let volumes = [overlay(0, &layers.join("lower"), &layers, false)];
+        let mounts = mounted(&shared, dir, &volumes).unwrap();
+        let place = dir.join("shared/box/mounts/0");
+        let (read, written) = (place.join("below"), place.join("above"));
+        jail.run(move || fs::write(written, "above").unwrap());
+        assert_eq!(jail.run(|| fs::read(read).unwrap()), b"below");
+        let above = fs::read(layers.join("upper/above")).unwrap();
+        assert_eq!(above, b"above");
+        assert!(!layers.join("lower/above").exists());
+        shared.unmount_container(mounts).unwrap();
+        assert_eq!(below(&dir.join("shared")), Vec::<PathBuf>::new());
+        assert!(!dir.join("shared/box").exists());
+        jail.leave();
+        unmount(layers, UnmountFlags::DETACH).unwrap();
+    });
+}
+
+#[test]
+fn overlay_is_read_only_in_a_jail_that_was_there_before() {
+    apart(|dir| {
+        let shared = SharedDir::create(dir.join("shared")).unwrap();
+        let jail = Jail::enter();
+        let layers = layers(dir);
+        let volumes = [overlay(0, &layers.join("lower"), &layers, true)];
+        let mounts = mounted(&shared, dir, &volumes).unwrap();
+        let path = dir.join("shared/box/mounts/0/above");
+        let written = jail.run(move || fs::write(path, "").map_err(|err| err.kind()));
+        assert_eq!(written, Err(ErrorKind::ReadOnlyFilesystem));
+        jail.leave();
+        shared.unmount_container(mounts).unwrap();
+        unmount(layers, UnmountFlags::DETACH).unwrap();
+    });
+}
+
+#[test]
+fn overlay_of_what_is_not_there_is_named() {
+    apart(|dir| {
+        let shared = SharedDir::create(dir.join("shared")).unwrap();
+        let layers = layers(dir);
+        let none = layers.join("none");
+        let volumes = [volume(dir, "one", 0), overlay(1, &none, &layers, false)];
+        let err = mounted(&shared, dir, &volumes).unwrap_err();
+        let err = Chain(&err).to_string();
+        let named = format!(
+            "mount at /volume/1: cannot mount lowerdir={}",
+            none.display()
+        );
+        assert!(err.starts_with(&named), "{err}");
+        assert!(err.contains("No such file"), "{err}");
+        assert_eq!(below(&dir.join("shared")), Vec::<PathBuf>::new());
+        assert!(!dir.join("shared/box").exists());
+        unmount(layers, UnmountFlags::DETACH).unwrap();
     });
 }

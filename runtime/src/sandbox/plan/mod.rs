@@ -6,6 +6,7 @@
 
 mod disks;
 mod mount_flags;
+mod overlay;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -170,14 +171,29 @@ pub struct ContainerPlan {
     pub annotations: Annotations,
 }
 
-/// A file or directory of the host that is bound into the shared directory.
+/// What the host mounts into the shared directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostMount {
-    pub source: PathBuf,
+    /// In the container, to name it by.
+    pub destination: String,
     /// Below the shared directory.
     pub target: PathBuf,
-    pub kind: PathKind,
-    pub bind: BindOptions,
+    pub what: Mounted,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mounted {
+    /// A file or directory of the host.
+    Bind {
+        source: PathBuf,
+        kind: PathKind,
+        options: BindOptions,
+    },
+    /// Directories of the host, merged.
+    Overlay {
+        options: Vec<String>,
+        read_only: bool,
+    },
 }
 
 /// How it is bound.
@@ -371,7 +387,12 @@ pub fn plan_container(
                 Source::GuestDevice(path) => mount["source"] = path.into(),
                 Source::Host(host_mount) => {
                     mount["source"] = guest_path(&host_mount.target).into();
-                    mount_flags::inherit(mount, &flags_of(&host_mount.source));
+                    match &host_mount.what {
+                        Mounted::Bind { source, .. } => {
+                            mount_flags::inherit(mount, &flags_of(source));
+                        }
+                        Mounted::Overlay { .. } => overlay::make_bind(mount),
+                    }
                     mounts.push(host_mount);
                 }
             }
@@ -410,7 +431,8 @@ enum Source {
     Host(HostMount),
 }
 
-/// A bind mount is of something of the host; other mounts are the guest's own.
+/// Bind mounts and overlays are of something of the host; other mounts are the guest's
+/// own.
 fn plan_mount(
     mount: &Value,
     bundle: &Path,
@@ -422,13 +444,21 @@ fn plan_mount(
         .map(|options| options.iter().filter_map(Value::as_str).collect())
         .unwrap_or_default();
     let has = |name: &str| options.contains(&name);
-    if mount["type"] != "bind" && !has("bind") && !has("rbind") {
+    let is_bind = mount["type"] == "bind" || has("bind") || has("rbind");
+    if !is_bind && !overlay::is_overlay(mount, &options) {
         return Ok(Source::Guest);
     }
     let destination = mount["destination"]
         .as_str()
         .ok_or(PlanError::Spec("a mount has no destination"))?
         .to_owned();
+    if !is_bind {
+        return Ok(Source::Host(HostMount {
+            destination,
+            target,
+            what: overlay::of(&options),
+        }));
+    }
     for propagation in ["shared", "rshared"] {
         if has(propagation) {
             return Err(PlanError::Unsupported(format!(
@@ -450,10 +480,13 @@ fn plan_mount(
         }
         Ok(PathKind::GuestDevice(path)) => Ok(Source::GuestDevice(path)),
         Ok(kind) => Ok(Source::Host(HostMount {
-            source: source_path,
+            destination,
             target,
-            kind,
-            bind: BindOptions::of(&options),
+            what: Mounted::Bind {
+                source: source_path,
+                kind,
+                options: BindOptions::of(&options),
+            },
         })),
         Err(source) => Err(PlanError::look(destination, source_path, source)),
     }

@@ -258,6 +258,50 @@ fn volumes_have_the_flags_of_their_source() {
     }
 }
 
+fn overlay(options: &[&str]) -> Value {
+    let mount = serde_json::json!({
+        "type": "overlay", "source": "/run/merge", "destination": "/mnt", "options": options,
+    });
+    with("/mounts", Value::Array(vec![mount]))
+}
+
+#[test]
+fn overlays_are_the_hosts_and_bound_by_the_guest() {
+    let writable = [
+        "lowerdir=/srv/a\\:b",
+        "upperdir=/run/upper",
+        "workdir=/run/work",
+    ];
+    let read_only = ["lowerdir=/srv/data:/run/lower"];
+    let label = ["context=\"system_u:object_r:container_file_t:s0:c1", "c2\""];
+    for (of_host, of_guest, is_read_only) in [
+        (&writable[..], &["private"][..], false),
+        (&read_only, &["private", "ro", "nosuid", "nodev"], true),
+        (&read_only, &["rw", "rro", "ridmap"], true),
+        (&[&writable[..], &label, &["sync"]].concat(), &[], false),
+    ] {
+        let planned = plan(overlay(&[of_host, of_guest].concat())).unwrap();
+        let expected = HostMount {
+            destination: "/mnt".to_owned(),
+            target: "c1/mounts/0".into(),
+            what: Mounted::Overlay {
+                options: of_host.iter().map(ToString::to_string).collect(),
+                read_only: is_read_only,
+            },
+        };
+        assert_eq!(planned.mounts, [expected]);
+        let mount = &planned.spec["mounts"][0];
+        assert_eq!(mount["type"], "bind");
+        assert_eq!(mount["source"], "/run/lazaret/shared/c1/mounts/0");
+        assert_eq!(mount["options"], serde_json::json!(of_guest));
+    }
+    // Of what the guest has mounted before.
+    let remount = overlay(&["remount", "ro"]);
+    let planned = plan(remount.clone()).unwrap();
+    assert_eq!(planned.mounts, []);
+    assert_eq!(planned.spec["mounts"], remount["mounts"]);
+}
+
 #[test]
 fn a_process_without_a_user_is_roots() {
     let planned = plan(with("/process/cwd", "/".into())).unwrap();

@@ -8,6 +8,16 @@ super::for_both! {
     full: [volumes_and_bind_mounts, files_are_copied_both_ways],
 }
 
+/// Docker has no overlays of volumes.
+mod podman_alone {
+    crate::engines::on!(
+        #[ignore = "minutes long: make test-full"]
+        Podman,
+        "podman-",
+        overlays_keep_what_is_written
+    );
+}
+
 fn volumes_and_bind_mounts(engine: &Engine) {
     let lazaret = engine.lazaret();
     let volume = engine.name("volume");
@@ -49,6 +59,34 @@ fn volumes_and_bind_mounts(engine: &Engine) {
     seen.status(0).stdout("kept\n1234:5678 4711\n");
     let mountpoint = engine.ok(["volume", "inspect", "--format", "{{.Mountpoint}}", &volume]);
     assert_eq!(lazaret.sh(&format!("cat {mountpoint}/file")), "kept\n");
+    engine.ok(["volume", "rm", &volume]);
+}
+
+fn overlays_keep_what_is_written(engine: &Engine) {
+    let lazaret = engine.lazaret();
+    let volume = engine.name("below");
+    engine.ok(["volume", "create", &volume]);
+    let scratch = lazaret.scratch();
+    lazaret.sh(&format!(
+        "mkdir {scratch}/dir; echo from the host >{scratch}/dir/file"
+    ));
+    let script = "cat /x/file; echo from inside >/x/file; cat /x/file; touch /x/n /v/n
+        echo /x/* /v/*; ls /a/bin/sh; touch /a/n 2>/dev/null || echo read-only";
+    let seen = engine.run([
+        "--rm",
+        &format!("-v={scratch}/dir:/x:O"),
+        &format!("-v={volume}:/v:O"),
+        "--mount=type=image,source=busybox,destination=/a",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ]);
+    seen.status(0)
+        .stdout("from the host\nfrom inside\n/x/file /x/n /v/n\n/a/bin/sh\nread-only\n");
+    let mountpoint = engine.ok(["volume", "inspect", "--format", "{{.Mountpoint}}", &volume]);
+    let kept = lazaret.sh(&format!("cat {scratch}/dir/*; find {mountpoint} -type f"));
+    assert_eq!(kept, "from the host\n");
     engine.ok(["volume", "rm", &volume]);
 }
 
