@@ -10,10 +10,12 @@ use std::thread::JoinHandle;
 use lazaret_runtime::sandbox::Chain;
 use lazaret_runtime::sandbox::id::ContainerId;
 use lazaret_runtime::sandbox::mounts::{ContainerMounts, MountError, SharedDir};
-use lazaret_runtime::sandbox::plan::{BindOptions, HostMount, Mounted, PathKind, ReadOnly};
+use lazaret_runtime::sandbox::plan::{
+    BindOptions, HostMount, Mounted, PathKind, ReadOnly, fresh_tmpfs,
+};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
 };
 
 /// Runs a test in a mount namespace of its own, which ends with its thread.
@@ -315,5 +317,26 @@ fn overlay_of_what_is_not_there_is_named() {
         assert_eq!(below(&dir.join("shared")), Vec::<PathBuf>::new());
         assert!(!dir.join("shared/box").exists());
         unmount(layers, UnmountFlags::DETACH).unwrap();
+    });
+}
+
+#[test]
+fn tmpfs_of_an_engine_is_told_from_others() {
+    apart(|dir| {
+        SharedDir::create(dir.join("shared")).unwrap();
+        let options = Some(c"size=3m");
+        let one = dir.join("one");
+        assert_eq!(fresh_tmpfs(&one), None, "no tmpfs, or a directory of one");
+        mount("shm", &one, "tmpfs", MountFlags::empty(), options).unwrap();
+        assert_eq!(fresh_tmpfs(&one), Some(3 << 20));
+        fs::create_dir(one.join("below")).unwrap();
+        assert_eq!(fresh_tmpfs(&one), None, "with something in it");
+        assert_eq!(fresh_tmpfs(&one.join("below")), None, "a part of it");
+        unmount(&one, UnmountFlags::DETACH).unwrap();
+        tmpfs(Path::new("/dev/shm"));
+        mount_bind("/dev/shm", &one).unwrap();
+        assert_eq!(fresh_tmpfs(&one), None, "the host's");
+        unmount(&one, UnmountFlags::DETACH).unwrap();
+        unmount("/dev/shm", UnmountFlags::DETACH).unwrap();
     });
 }

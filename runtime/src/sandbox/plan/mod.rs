@@ -7,6 +7,7 @@
 mod disks;
 mod mount_flags;
 mod overlay;
+mod shared_memory;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::network;
 
 pub use disks::{Disk, DiskSource, GuestDisk, place};
 pub use mount_flags::flags_of;
+pub use shared_memory::fresh_tmpfs;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -347,7 +349,8 @@ fn cpus_of(cpu: &Value) -> Option<u8> {
 }
 
 /// Rewrites a container's spec for the guest. `kind_of` looks at a host path, `flags_of`
-/// at the mount that it is on.
+/// at the mount that it is on; `fresh_tmpfs` gives the size of one that was made for the
+/// container.
 pub fn plan_container(
     id: &ContainerId,
     mut spec: Value,
@@ -355,6 +358,7 @@ pub fn plan_container(
     bundle: &Path,
     kind_of: impl Fn(&Path) -> io::Result<PathKind>,
     flags_of: impl Fn(&Path) -> Vec<&'static str>,
+    fresh_tmpfs: impl Fn(&Path) -> Option<u64>,
 ) -> Result<ContainerPlan, PlanError> {
     let annotations = Annotations::of(&spec, namespace)?;
     if has_network(namespace) {
@@ -378,6 +382,8 @@ pub fn plan_container(
     spec["root"]["path"] = guest_path(&rootfs).into();
 
     let disks = disks::plan(&mut spec, bundle, &kind_of)?;
+    // Containers of a pod have `/dev/shm` in common.
+    let is_alone = namespace == OCI_NAMESPACE;
     let mut mounts = Vec::new();
     if let Some(list) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
         for mount in list {
@@ -386,13 +392,20 @@ pub fn plan_container(
                 Source::Guest => {}
                 Source::GuestDevice(path) => mount["source"] = path.into(),
                 Source::Host(host_mount) => {
-                    mount["source"] = guest_path(&host_mount.target).into();
                     match &host_mount.what {
                         Mounted::Bind { source, .. } => {
                             mount_flags::inherit(mount, &flags_of(source));
+                            if is_alone
+                                && shared_memory::is_at(&host_mount.destination)
+                                && let Some(bytes) = fresh_tmpfs(source)
+                            {
+                                shared_memory::make_tmpfs(mount, bytes);
+                                continue;
+                            }
                         }
                         Mounted::Overlay { .. } => overlay::make_bind(mount),
                     }
+                    mount["source"] = guest_path(&host_mount.target).into();
                     mounts.push(host_mount);
                 }
             }

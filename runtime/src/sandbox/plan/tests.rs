@@ -25,13 +25,20 @@ fn flags_of(path: &Path) -> Vec<&'static str> {
 /// A host with these paths and no others.
 fn kind_of(path: &Path) -> io::Result<PathKind> {
     match path.to_str().unwrap_or_default() {
-        "/srv/data" | "/bundle/relative" | "/media/stick" | "/src" => Ok(PathKind::Directory),
+        "/srv/data" | "/bundle/relative" | "/media/stick" | "/src" | "/run/shm" => {
+            Ok(PathKind::Directory)
+        }
         "/etc/hosts" | "/srv/disk.img" | "/srv/tools.erofs" => Ok(PathKind::File),
         "/run/docker.sock" => Ok(PathKind::Other("socket")),
         "/dev/sda" => Ok(PathKind::BlockDevice),
         "/locked" => Err(io::ErrorKind::PermissionDenied.into()),
         _ => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+/// An engine's `/dev/shm` of 48 MiB.
+fn fresh_tmpfs(path: &Path) -> Option<u64> {
+    (path == Path::new("/run/shm")).then_some(48 * MIB)
 }
 
 /// What the guest calls the disks that it is given, in turn.
@@ -47,14 +54,19 @@ fn in_guest(name: &str) -> GuestDisk {
 }
 
 fn plan(spec: Value) -> Result<ContainerPlan, PlanError> {
+    plan_in("lazaret", spec)
+}
+
+fn plan_in(namespace: &str, spec: Value) -> Result<ContainerPlan, PlanError> {
     let id = ContainerId::new("c1").unwrap();
     plan_container(
         &id,
         spec,
-        "lazaret",
+        namespace,
         Path::new("/bundle"),
         kind_of,
         flags_of,
+        fresh_tmpfs,
     )
 }
 
@@ -300,6 +312,37 @@ fn overlays_are_the_hosts_and_bound_by_the_guest() {
     let planned = plan(remount.clone()).unwrap();
     assert_eq!(planned.mounts, []);
     assert_eq!(planned.spec["mounts"], remount["mounts"]);
+}
+
+#[test]
+fn shared_memory_of_an_engine_is_the_guests_own() {
+    let shm = |source: &str, destination: &str| {
+        let mount = serde_json::json!({
+            "type": "bind", "source": source, "destination": destination,
+            "options": ["bind", "rprivate", "nosuid", "noexec", "nodev"],
+        });
+        with("/mounts", Value::Array(vec![mount]))
+    };
+    let planned = plan_in("oci", shm("/run/shm", "/dev/shm/")).unwrap();
+    let expected = serde_json::json!([{
+        "type": "tmpfs", "source": "shm", "destination": "/dev/shm/",
+        "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=50331648"],
+    }]);
+    assert_eq!(planned.spec["mounts"], expected);
+    assert_eq!(planned.mounts, []);
+    // Whatever else is put there, that tmpfs elsewhere, and what a pod's containers share.
+    for (namespace, spec) in [
+        ("oci", shm("/srv/data", "/dev/shm")),
+        ("oci", shm("/run/shm", "/mnt")),
+        ("k8s.io", shm("/run/shm", "/dev/shm")),
+    ] {
+        let planned = plan_in(namespace, spec.clone()).unwrap();
+        assert_eq!(planned.mounts.len(), 1, "{namespace} {spec}");
+        let mount = &planned.spec["mounts"][0];
+        assert_eq!(mount["type"], "bind");
+        assert_eq!(mount["source"], "/run/lazaret/shared/c1/mounts/0");
+        assert_eq!(mount["options"], spec["mounts"][0]["options"]);
+    }
 }
 
 #[test]

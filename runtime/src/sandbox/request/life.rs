@@ -16,7 +16,7 @@ use crate::sandbox::cgroup::CgroupLimits;
 use crate::sandbox::disks::DiskError;
 use crate::sandbox::id::{ContainerId, ExecId};
 use crate::sandbox::mounts::kind_of;
-use crate::sandbox::plan::{ContainerPlan, Disk, flags_of, plan_container};
+use crate::sandbox::plan::{ContainerPlan, Disk, flags_of, fresh_tmpfs, plan_container};
 use crate::sandbox::{Chain, Close, Event, Fault, Sandbox, SandboxError};
 use crate::stdio::{HostEnds, JsonLog, StdioPaths};
 
@@ -64,7 +64,15 @@ impl Sandbox {
         {
             return Err(SandboxError::LateLimit(file));
         }
-        let plan = plan_container(id, spec, namespace, &request.bundle, kind_of, flags_of)?;
+        let plan = plan_container(
+            id,
+            spec,
+            namespace,
+            &request.bundle,
+            kind_of,
+            flags_of,
+            fresh_tmpfs,
+        )?;
         let ContainerPlan {
             spec,
             mounts,

@@ -5,7 +5,7 @@ use lazaret_tests::{Engine, Kind};
 super::for_both! {
     quick: [],
     quick_on_docker: [],
-    full: [volumes_and_bind_mounts, files_are_copied_both_ways],
+    full: [volumes_and_bind_mounts, shared_memory_is_the_guests, files_are_copied_both_ways],
 }
 
 /// Docker has no overlays of volumes.
@@ -88,6 +88,24 @@ fn overlays_keep_what_is_written(engine: &Engine) {
     let kept = lazaret.sh(&format!("cat {scratch}/dir/*; find {mountpoint} -type f"));
     assert_eq!(kept, "from the host\n");
     engine.ok(["volume", "rm", &volume]);
+}
+
+/// Though the engine has it on the host, to give it to other containers as well.
+fn shared_memory_is_the_guests(engine: &Engine) {
+    let script = "stat -f -c %T /dev/shm; stat -c %a /dev/shm
+        df -k /dev/shm | awk 'END { print $(NF - 4) }'
+        awk '$2 == \"/dev/shm\" { print $4 }' /proc/mounts | tr , '\\n' | grep -E '^no(suid|exec|dev)$' | sort";
+    let seen = engine.run([
+        "--rm",
+        "--ipc=shareable",
+        "--shm-size=48m",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ]);
+    seen.status(0)
+        .stdout("tmpfs\n1777\n49152\nnodev\nnoexec\nnosuid\n");
 }
 
 fn files_are_copied_both_ways(engine: &Engine) {
