@@ -194,12 +194,16 @@ impl std::fmt::Debug for AgentClient {
 impl AgentClient {
     pub async fn connect(ports: &GuestPorts) -> Result<Self, AgentError> {
         let (stream, _) = ports.connect(ports::AGENT).await?;
+        Ok(Self::over(stream))
+    }
+
+    fn over(stream: UnixStream) -> Self {
         let frames = Frames::new(stream);
         let breach = frames.breach();
-        Ok(Self {
+        Self {
             ttrpc: Ttrpc::new(Client::new(Socket::new(frames))),
             breach,
-        })
+        }
     }
 
     /// What a freshly booted guest must know: the time, and randomness.
@@ -427,7 +431,9 @@ impl AgentClient {
                 message: clean(status.message()),
             },
             TtrpcError::Others(text) if text == DEADLINE_TEXT => AgentError::Deadline(call),
-            TtrpcError::Others(_) => AgentError::Nonsense(call),
+            TtrpcError::Others(text) if !text.starts_with(CLOSED_TEXT) => {
+                AgentError::Nonsense(call)
+            }
             _ => self
                 .breach
                 .get()
@@ -449,6 +455,9 @@ fn within(deadline: Duration) -> Context {
 
 /// ttrpc has no variant for its own deadline.
 const DEADLINE_TEXT: &str = "Request deadline elapsed";
+
+/// Nor for a request on a connection that has been closed before.
+const CLOSED_TEXT: &str = "reserve channel capacity failed";
 
 /// A text of the guest, fit to be shown: bounded and without control characters.
 fn clean(text: &str) -> String {
@@ -526,6 +535,18 @@ mod tests {
                 matches!(dialled(reply).await, Err(AgentError::Connect { .. })),
                 "{reply:?}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_has_gone_is_lost_for_each_request() {
+        let (agent, host) = UnixStream::pair().unwrap();
+        drop(agent);
+        let client = AgentClient::over(host);
+        // The first meets the end of the connection, the others come after it.
+        for _ in 0..3 {
+            let answer = client.forget_files().await;
+            assert!(matches!(answer, Err(AgentError::Lost)), "{answer:?}");
         }
     }
 
