@@ -33,8 +33,8 @@
 //! Files are created with the caller's uid, gid and supplementary groups, and
 //! with all capabilities that a thread has: whether the caller may is decided by
 //! the guest's kernel ([`privileges`]). ACLs and umask are the host kernel's
-//! work. Locks (`flock`, POSIX) are the guest kernel's: one guest has the
-//! directory.
+//! work. Locks (`flock`, POSIX) are the guest kernel's: who else locks a file of a
+//! volume, another guest or the host, is not asked.
 //!
 //! Every inode that the guest remembers is a descriptor here. When there are
 //! many, [`Fs::alarm`] says so; when `RLIMIT_NOFILE` is used up, the guest gets
@@ -47,8 +47,6 @@
 //! attributes hold for a tick of the guest's clock, and data from one `open` to
 //! the next, unless size or mtime change before. There is no write-back cache:
 //! what a `write` in the guest returned from is on the host.
-//!
-//! Locks are the guest's own: those of other guests, and of the host, are not asked for.
 //!
 //! A directory that the host changes while the guest runs must therefore not be
 //! put at `<container>/rootfs`.
