@@ -124,17 +124,8 @@ fn the_root_of_the_host_is_no_root_of_containers() {
         "/run/y/../x//",
         "/../run/x",
     ] {
-        assert_eq!(
-            clean(Path::new(root)).unwrap(),
-            Path::new("/run/x"),
-            "{root}"
-        );
-        assert!(
-            !clean(Path::new(root))
-                .unwrap()
-                .as_os_str()
-                .as_encoded_bytes()
-                .ends_with(b"/")
-        );
+        // As text: a trailing slash makes no other `Path`.
+        let clean = clean(Path::new(root)).unwrap();
+        assert_eq!(clean.to_str(), Some("/run/x"), "{root}");
     }
 }

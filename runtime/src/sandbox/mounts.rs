@@ -331,15 +331,12 @@ fn bind(source: &Path, target: &Path, options: BindOptions) -> Result<(), MountE
 }
 
 fn mount_root(root: &RootMount, target: &Path) -> Result<(), MountError> {
-    if root.kind == "bind" || root.options.iter().any(|o| o == "bind" || o == "rbind") {
+    let words: Vec<&str> = root.options.iter().map(String::as_str).collect();
+    let recursive = words.contains(&"rbind");
+    if root.kind == "bind" || recursive || words.contains(&"bind") {
         let options = BindOptions {
-            recursive: root.options.iter().any(|option| option == "rbind"),
-            read_only: if root.options.iter().any(|option| option == "ro") {
-                ReadOnly::Mount
-            } else {
-                ReadOnly::No
-            },
-            ..ROOT
+            recursive,
+            ..BindOptions::of(&words)
         };
         return bind(Path::new(&root.source), target, options);
     }

@@ -219,7 +219,7 @@ pub enum ReadOnly {
 impl BindOptions {
     /// Of options of a mount in the spec; the last of several that exclude each other
     /// counts, as in the guest.
-    fn of(options: &[&str]) -> Self {
+    pub(super) fn of(options: &[&str]) -> Self {
         let last = |names: &[&str]| options.iter().rfind(|option| names.contains(option));
         let read_only = if last(&["rro", "rrw"]) == Some(&"rro") {
             ReadOnly::Tree

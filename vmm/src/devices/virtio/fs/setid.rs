@@ -8,7 +8,7 @@
 //! Only in a container's root file system: in a volume they may have been
 //! cleared for what somebody on the host wrote meanwhile. And only after writes
 //! through a handle of a file that had them when it was opened, so that ordinary
-//! ones cost nothing. What else clears the bits of a file for good holds its
+//! ones make no further system call. What else clears the bits of a file for good holds its
 //! lock shared, what puts them back holds it alone: a write of somebody's without
 //! the capability is never undone.
 

@@ -1,10 +1,11 @@
 //! A guest's driver in miniature: rings in guest memory, FUSE messages in
 //! descriptor chains.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::mem::size_of;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,15 @@ pub(super) fn open_below(path: &Path) -> usize {
         .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
         .filter(|target| target.starts_with(path) && target != path)
         .count()
+}
+
+/// A directory that only user 1001 of the host may enter.
+pub(super) fn directory_of_another(below: &Path) -> PathBuf {
+    let dir = below.join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    chown(&dir, Some(1001), Some(1001)).unwrap();
+    dir
 }
 
 pub(super) fn directory(path: &Path) -> OwnedFd {

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::process::Command;
 use virtiofsd::fuse::{AttrOut, CopyfilerangeIn, Opcode, OpenOut, SetattrIn, WriteIn};
 use vm_memory::ByteValued;
 
-use super::driver::Guest;
+use super::driver::{Guest, directory_of_another};
 use crate::jail;
 
 const INSIDE: &str = "LAZARET_TEST_INSIDE";
@@ -78,10 +78,7 @@ fn caller_makes_files_in_a_directory_that_is_anothers() {
         return;
     }
     let (mut guest, shared) = Guest::mounted_in_the_jail(1);
-    let dir = shared.path().join("dir");
-    fs::create_dir(&dir).unwrap();
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-    chown(&dir, Some(1001), Some(1001)).unwrap();
+    let dir = directory_of_another(shared.path());
     let parent = guest.walk("dir");
     (guest.uid, guest.gid) = (1000, 1002);
     guest.create(parent, "file", 0o600);

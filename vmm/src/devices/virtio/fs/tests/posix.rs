@@ -1,7 +1,7 @@
 //! What programs in a container do with files.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use virtiofsd::filesystem::ROOT_ID;
 use virtiofsd::fuse::{
@@ -11,7 +11,7 @@ use virtiofsd::fuse::{
 };
 use vm_memory::ByteValued;
 
-use super::driver::{Guest, named, object};
+use super::driver::{Guest, directory_of_another, named, object};
 
 fn mkdir(guest: &mut Guest, parent: u64, name: &str, mode: u32) -> u64 {
     let mkdir = MkdirIn { mode, umask: 0 };
@@ -115,10 +115,7 @@ fn files_belong_to_the_caller_and_keep_their_mode() {
 #[test]
 fn caller_makes_files_in_a_directory_that_is_anothers() {
     let (mut guest, shared) = Guest::mounted(1);
-    let dir = shared.path().join("dir");
-    fs::create_dir(&dir).unwrap();
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-    chown(&dir, Some(1001), Some(1001)).unwrap();
+    let dir = directory_of_another(shared.path());
     let parent = guest.walk("dir");
     (guest.uid, guest.gid) = (1000, 1002);
     // The second time, after the thread has changed its user and back.
